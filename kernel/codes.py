@@ -1,0 +1,72 @@
+"""The printed voucher code: 26 Crockford base32 characters that only the city can make.
+
+One AES block over the voucher's number (48 bits) and 80 bits of zeros, the key's version in front.
+Whoever guesses must hit 80 bits; a code that does not decrypt to the zeros was never issued, and no
+store is asked. Nothing is kept anywhere: number and code turn into each other.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
+
+from kernel.ids import ID_BITS
+
+CODE_LENGTH = 26
+_BLOCK_BITS = 128
+_REDUNDANCY_BITS = _BLOCK_BITS - ID_BITS
+_ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_PAIRS = [a + b for a in _ALPHABET for b in _ALPHABET]
+# What people type for what was printed: Crockford's rules, and dashes or blanks between groups.
+_READ = {ord(c): c for c in _ALPHABET} | {ord(c.lower()): c for c in _ALPHABET}
+_READ |= {ord(seen): meant for seen, meant in zip("OoIiLl", "001111", strict=True)} | {ord("-"): "", ord(" "): ""}
+_VALUE = {c: i for i, c in enumerate(_ALPHABET)}
+
+
+class _Key(NamedTuple):
+    encrypt: CipherContext
+    decrypt: CipherContext
+
+
+class CodeBook:
+    """Turns voucher numbers into codes and back. Keys by version, 0 to 3; the highest makes new codes."""
+
+    def __init__(self, keys: Mapping[int, bytes]) -> None:
+        if not keys or any(version not in range(4) for version in keys):
+            raise ValueError("code keys need versions from 0 to 3, at least one")
+        self._keys = {version: _open(key) for version, key in keys.items()}
+        self._current = max(keys)
+
+    def encode(self, voucher_id: int) -> str:
+        """The code of a voucher number, under the newest key."""
+        block = (voucher_id << _REDUNDANCY_BITS).to_bytes(16)
+        number = self._current << _BLOCK_BITS | int.from_bytes(self._keys[self._current].encrypt.update(block))
+        return "".join([_PAIRS[number >> shift & 1023] for shift in range(120, -1, -10)])
+
+    def decode(self, code: str) -> int | None:
+        """The voucher number of a code as typed, or None when the city never made such a code."""
+        text = code.translate(_READ)
+        if len(text) != CODE_LENGTH:
+            return None
+        try:
+            number = 0
+            for character in text:
+                number = number << 5 | _VALUE[character]
+        except KeyError:
+            return None
+        key = self._keys.get(number >> _BLOCK_BITS)
+        if key is None:
+            return None
+        block = int.from_bytes(key.decrypt.update((number & (1 << _BLOCK_BITS) - 1).to_bytes(16)))
+        return None if block & (1 << _REDUNDANCY_BITS) - 1 else block >> _REDUNDANCY_BITS
+
+
+def grouped(code: str) -> str:
+    """A code as it is printed: groups of four, easier on the eye."""
+    return "-".join(code[i : i + 4] for i in range(0, len(code), 4))
+
+
+def _open(key: bytes) -> _Key:
+    # ECB of single blocks is what is wanted here: a keyed permutation of 128 bits, used once a number.
+    cipher = Cipher(algorithms.AES(key), modes.ECB())
+    return _Key(cipher.encryptor(), cipher.decryptor())

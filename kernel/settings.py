@@ -1,0 +1,49 @@
+"""What a service reads from its environment, and nothing else does."""
+
+import os
+from collections.abc import Mapping
+from typing import Self
+
+import msgspec
+
+
+class SettingsError(Exception):
+    """The environment lacks a setting or holds one that cannot be read."""
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """Addresses and keys of one service. Made by `Settings.from_env()`."""
+
+    postgres_dsn: str
+    valkey_url: str
+    master_key: bytes
+    """32 bytes; seals secrets at rest."""
+    code_keys: dict[int, bytes]
+    """Voucher code keys by version."""
+    host: str = "127.0.0.1"
+    port: int = 0
+    clock_file: str | None = None
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] = os.environ) -> Self:
+        """Reads HANQUAN_*. SettingsError names the variable that is missing or wrong."""
+        try:
+            return cls(
+                postgres_dsn=env["HANQUAN_POSTGRES_DSN"],
+                valkey_url=env["HANQUAN_VALKEY_URL"],
+                master_key=bytes.fromhex(env["HANQUAN_MASTER_KEY"]),
+                code_keys=parse_code_keys(env["HANQUAN_CODE_KEYS"]),
+                host=env.get("HANQUAN_HOST", "127.0.0.1"),
+                port=int(env.get("HANQUAN_PORT", "0")),
+                clock_file=env.get("HANQUAN_CLOCK_FILE"),
+            )
+        except KeyError as error:
+            raise SettingsError(f"the environment lacks {error.args[0]}") from None
+        except ValueError as error:
+            raise SettingsError(f"a HANQUAN_* setting cannot be read: {error}") from None
+
+
+def parse_code_keys(text: str) -> dict[int, bytes]:
+    """`"1:<32 hex>,2:<32 hex>"` -> AES-128 keys by version."""
+    pairs = (part.split(":", 1) for part in text.split(","))
+    return {int(version): bytes.fromhex(key) for version, key in pairs}

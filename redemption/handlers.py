@@ -1,0 +1,54 @@
+"""HTTP of the checkout: parse, call the use case, render."""
+
+import msgspec
+from aiohttp import web
+
+from kernel.codes import CodeBook
+from kernel.errors import Refusal, param_error
+from kernel.ids import REQUEST_NO
+from kernel.web import decode, json_response, problem_response, read_signed
+from redemption.catalogue import LiveCatalogue
+from redemption.checkout import RedeemRequest, Till
+from redemption.find import find_redemption
+from redemption.ledger import Ledger
+from redemption.refund import RefundDesk, RefundRequest
+
+TILL = web.AppKey("TILL", Till)
+REFUNDS = web.AppKey("REFUNDS", RefundDesk)
+LEDGER = web.AppKey("LEDGER", Ledger)
+CATALOGUE = web.AppKey("CATALOGUE", LiveCatalogue)
+CODES = web.AppKey("CODES", CodeBook)
+
+TILL_BYTES_MAX = 4_096
+
+_redeem_decoder = msgspec.json.Decoder(RedeemRequest)
+_refund_decoder = msgspec.json.Decoder(RefundRequest)
+
+
+async def post_redemption(request: web.Request) -> web.Response:
+    """POST /v1/redemptions"""
+    caller, body = await read_signed(request, "merchant", bytes_max=TILL_BYTES_MAX)
+    told = await request.app[TILL].redeem(caller, decode(_redeem_decoder, body))
+    if isinstance(told, Refusal):
+        return problem_response(request, told)
+    return json_response(told.answer, replayed=told.replayed)
+
+
+async def post_refund(request: web.Request) -> web.Response:
+    """POST /v1/refunds"""
+    caller, body = await read_signed(request, "merchant", bytes_max=TILL_BYTES_MAX)
+    told = await request.app[REFUNDS].refund(caller, decode(_refund_decoder, body))
+    if isinstance(told, Refusal):
+        return problem_response(request, told)
+    return json_response(told.answer, replayed=told.replayed)
+
+
+async def get_redemption(request: web.Request) -> web.Response:
+    """GET /v1/redemptions/{use_request_no}"""
+    caller, _ = await read_signed(request, "merchant")
+    number = request.match_info["use_request_no"]
+    if not REQUEST_NO.fullmatch(number):
+        raise param_error("a request number has 6 to 40 characters of A-Z a-z 0-9 _ -", "use_request_no")
+    app = request.app
+    found = await find_redemption(app[LEDGER], app[CATALOGUE], app[CODES], caller, number)
+    return problem_response(request, found) if isinstance(found, Refusal) else json_response(found)

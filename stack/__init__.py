@@ -1,0 +1,1 @@
+"""Top floor: the command line and the one-machine stack (stores and every service)."""

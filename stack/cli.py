@@ -1,0 +1,26 @@
+"""The command line. One line a command here, one file a command in stack/commands/.
+
+Commands are imported only when they are called, so that ``--help`` is quick. A command is a
+function; its return value, if it is an int, is the exit status.
+"""
+
+from cyclopts import App
+
+app = App(
+    name="hanquan",
+    help="Consumption vouchers for a city: hand out, redeem, pay the shops, prove every fen.",
+    version_flags=(),
+)
+
+COMMANDS = {
+    "up": "Start the whole stack on this machine and stay until Ctrl-C.",
+    "down": "Stop the stack that runs in a data folder.",
+    "status": "Say what runs, where it listens and whether it is ready.",
+    "psql": "Open the database with psql; arguments are passed on.",
+    "migrate": "Bring the database to the newest schema.",
+    "reset": "Delete a data folder and everything in it.",
+    "test": "Run the tests; arguments are passed on to pytest.",
+}
+
+for _name, _help in COMMANDS.items():
+    app.command(f"stack.commands.{_name}:{_name}", name=_name, help=_help)

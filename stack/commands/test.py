@@ -1,0 +1,18 @@
+"""./hanquan test"""
+
+import os
+import sys
+from pathlib import Path
+
+from stack.console import PassedOn
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test(*arguments: PassedOn) -> None:
+    """Run the tests; arguments are passed on to pytest.
+
+    Two at a time; say -n 0 for one at a time.
+    """
+    os.chdir(ROOT)
+    os.execv(sys.executable, [sys.executable, "-m", "pytest", "-n", "2", *arguments])

@@ -1,0 +1,62 @@
+"""Our services, as data: what each runs, whose rights it has in the database, where it listens.
+
+In the order in which they start; they stop in the reverse order, so that the drain still
+writes down what the issuer granted last.
+"""
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from stack.data_folder import Secrets
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """One of our processes. `port_offset` is added to the stack's base port.
+
+    Every service answers /healthz, /readyz and /metrics on its port.
+    """
+
+    name: str
+    module: str
+    role: str
+    port_offset: int
+    stop_within_s: float = 20.0
+
+    @property
+    def argv(self) -> tuple[str, ...]:
+        """The command that starts it."""
+        return (sys.executable, "-m", self.module)
+
+
+SERVICES = (
+    Service("antifraud", "antifraud", "hanquan_antifraud", 4),
+    Service("drain", "issuer.drain", "hanquan_issuer", 3),
+    Service("issuer", "issuer", "hanquan_issuer", 1),
+    Service("redemption", "redemption", "hanquan_redemption", 2),
+)
+
+# What a service takes over from the stack's own environment.
+_PASSED_ON = ("PATH", "HOME", "LANG", "TZ", "HANQUAN_CLOCK_FILE")
+
+_ROOT = Path(__file__).resolve().parents[1]
+
+
+def environment(*, postgres_dsn: str, valkey_url: str, secrets: Secrets, host: str, port: int) -> Mapping[str, str]:
+    """The settings of a service; the keys are 32 bytes as hex, code keys ``1:hex,2:hex``."""
+    passed_on = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    return passed_on | {
+        "HANQUAN_POSTGRES_DSN": postgres_dsn,
+        "HANQUAN_VALKEY_URL": valkey_url,
+        "HANQUAN_MASTER_KEY": secrets.master_key,
+        "HANQUAN_CODE_KEYS": secrets.code_keys_setting(),
+        "HANQUAN_PERSON_KEY": secrets.person_key,
+        "HANQUAN_HOST": host,
+        "HANQUAN_PORT": str(port),
+        "PYTHONPATH": str(_ROOT),
+        "PYTHONSAFEPATH": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
