@@ -26,6 +26,7 @@ __all__ = [
     "digest_device",
     "digest_person",
     "gate_source",
+    "shard_tag",
     "unblock_person",
 ]
 
@@ -91,12 +92,16 @@ def digest_device(token: bytes) -> bytes:
     return blake2b(token, digest_size=DIGEST_BYTES, person=b"hq-device").digest()
 
 
-async def block_person(
-    valkey: Redis, tag: str, digest: bytes, code: str = BLOCK, until_ms: int | None = None
-) -> None:
+def shard_tag(shard: int) -> str:
+    """The hash tag of a shard, as the issuer's keys carry it: `{s0}`."""
+    return f"{{s{shard}}}"
+
+
+async def block_person(valkey: Redis, tag: str, digest: bytes, code: str = BLOCK, until_ms: int | None = None) -> None:
     """Gives a person a verdict on one shard, until a time in ms since 1970 or, with None, for good.
 
     One HSET; writing the same verdict again changes nothing. `tag` is the shard's, such as "{s0}".
+    `valkey` may be a pipeline.
     """
     if len(code) != 1:
         raise ValueError(f"a verdict code is one letter, not {code!r}")

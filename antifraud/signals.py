@@ -26,6 +26,8 @@ Token = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
 Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$")]
 Fen = Annotated[int, msgspec.Meta(ge=0, le=10**12)]
 Ms = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
+Number = Annotated[int, msgspec.Meta(ge=0, le=(1 << 31) - 1)]
+VoucherId = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 
 log = structlog.get_logger()
 
@@ -39,8 +41,8 @@ class ClaimSignal(msgspec.Struct, frozen=True, array_like=True, tag="claim"):
     at_ms: Ms
     person: Token
     device: Digest | None
-    partner_no: int
-    stock_no: int
+    partner_no: Number
+    stock_no: Number
     outcome: str
 
 
@@ -48,10 +50,10 @@ class RedeemSignal(msgspec.Struct, frozen=True, array_like=True, tag="redeem"):
     """A voucher was used at a till. `minimum_fen` is the bill from which it may be used."""
 
     at_ms: Ms
-    voucher_id: int
+    voucher_id: VoucherId
     person: Token
-    merchant_no: int
-    terminal_no: int
+    merchant_no: Number
+    terminal_no: Number
     bill_fen: Fen
     subsidy_fen: Fen
     minimum_fen: Fen
@@ -61,9 +63,9 @@ class RefundSignal(msgspec.Struct, frozen=True, array_like=True, tag="refund"):
     """A redemption was refunded."""
 
     at_ms: Ms
-    voucher_id: int
+    voucher_id: VoucherId
     person: Token
-    merchant_no: int
+    merchant_no: Number
     subsidy_fen: Fen
 
 

@@ -165,10 +165,9 @@ def _people_finding(name: str, device: _Device, rules: DeviceFarmRules) -> Findi
         window_s=rules.window_s,
         evidence=_short(device.people),
         zh=f"{hours} 小时内有 {device.count} 个人在同一部设备上领券，远多于一家人。",
-        en=f"{device.count} people claimed vouchers on one device within {hours} hours,"
-        " many more than a household.",
+        en=f"{device.count} people claimed vouchers on one device within {hours} hours, many more than a household.",
     )
-    return _finding(name, device, Family.IDENTITY, rules.people_points, reason, device.people)
+    return _finding(name, device, reason, device.people, family=Family.IDENTITY, points=rules.people_points)
 
 
 def _pace_finding(name: str, device: _Device, pace: int, rules: DeviceFarmRules) -> Finding:
@@ -182,12 +181,10 @@ def _pace_finding(name: str, device: _Device, pace: int, rules: DeviceFarmRules)
         en=f"{pace} people claimed on one device within {rules.pace_window_s} seconds,"
         " faster than a hand can change accounts.",
     )
-    return _finding(name, device, Family.TEMPO, rules.pace_points, reason, device.people)
+    return _finding(name, device, reason, device.people, family=Family.TEMPO, points=rules.pace_points)
 
 
-def _ring_finding(
-    name: str, device: _Device, ring: list[str], devices: list[str], rules: DeviceFarmRules
-) -> Finding:
+def _ring_finding(name: str, device: _Device, ring: list[str], devices: list[str], rules: DeviceFarmRules) -> Finding:
     reason = Reason(
         code="DEVICE_RING",
         value=len(ring),
@@ -197,16 +194,11 @@ def _ring_finding(
         zh=f"同样的 {len(ring)} 个人一起出现在 {len(devices)} 部多人共用的设备上。",
         en=f"The same {len(ring)} people appear together on {len(devices)} crowded devices.",
     )
-    return _finding(name, device, Family.GRAPH, rules.ring_points, reason, ring)
+    return _finding(name, device, reason, ring, family=Family.GRAPH, points=rules.ring_points)
 
 
 def _finding(
-    name: str,
-    device: _Device,
-    family: Family,
-    points: int,
-    reason: Reason,
-    people: Iterable[str],
+    name: str, device: _Device, reason: Reason, people: Iterable[str], *, family: Family, points: int
 ) -> Finding:
     return Finding(
         subject_kind=SubjectKind.DEVICE,

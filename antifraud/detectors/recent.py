@@ -17,9 +17,7 @@ class Recent(Generic[K, V]):
     when room is made, so that a rush of ordinary keys does not wash out a suspicious one.
     """
 
-    def __init__(
-        self, size_max: int, is_precious: Callable[[V], bool] = lambda value: False
-    ) -> None:
+    def __init__(self, size_max: int, is_precious: Callable[[V], bool] = lambda value: False) -> None:
         self._size_max = size_max
         self._is_precious = is_precious
         self._values: OrderedDict[K, V] = OrderedDict()

@@ -64,9 +64,7 @@ class RefundLoop:
 
     def __init__(self, rules: RefundLoopRules = DEFAULT_RULES) -> None:
         self._rules = rules
-        self._pairs: Recent[tuple[str, int], _Pair] = Recent(
-            rules.pairs_max, lambda pair: pair.refunds > 0
-        )
+        self._pairs: Recent[tuple[str, int], _Pair] = Recent(rules.pairs_max, lambda pair: pair.refunds > 0)
 
     @property
     def reach_s(self) -> int:
@@ -106,8 +104,7 @@ class RefundLoop:
             window_s=rules.window_s,
             evidence=tuple(map(str, vouchers[:EVIDENCE_MAX])),
             zh=f"{hours} 小时内在同一商户（{merchant_no} 号）核销后退款 {cycles} 轮。",
-            en=f"{cycles} rounds of redeeming and refunding within {hours} hours"
-            f" at one shop (no. {merchant_no}).",
+            en=f"{cycles} rounds of redeeming and refunding within {hours} hours at one shop (no. {merchant_no}).",
         )
         return Finding(
             subject_kind=SubjectKind.PERSON,

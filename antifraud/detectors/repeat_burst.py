@@ -89,18 +89,18 @@ class _Shop:
 
 
 class _Sums(msgspec.Struct, frozen=True):
-    """A shop's counts over its days."""
+    """A shop's counts over its days. `heads`: people, some counted once for each day they came."""
 
     total: int
     repeats: int
-    people: frozenset[str]
-    others: int
+    heads: int
+    repeaters: frozenset[str]
 
     def is_burst(self, rules: RepeatBurstRules) -> bool:
         return (
             self.repeats >= rules.repeats_min
             and self.repeats * 10_000 >= rules.repeat_share_min_bp * self.total
-            and self.total >= rules.each_min * (len(self.people) + self.others)
+            and self.total >= rules.each_min * self.heads
         )
 
 
@@ -169,16 +169,15 @@ class RepeatBurst:
     def _finding(self, merchant_no: int, shop: _Shop, sums: _Sums) -> Finding:
         rules = self._rules
         share = sums.repeats * 100 // sums.total
-        heads = len(sums.people) + sums.others
         reason = Reason(
             code="REPEAT_BURST",
             value=sums.repeats,
             threshold=rules.repeats_min,
             window_s=rules.days * DAY_S,
             evidence=tuple(shop.evidence),
-            zh=f"{rules.days} 天内 {sums.total} 次核销只来自 {heads} 个人，"
+            zh=f"{rules.days} 天内 {sums.total} 次核销只来自 {sums.heads} 个人，"
             f"其中 {share}% 是同一人当天再次核销。款项暂缓结算，等待核查。",
-            en=f"{sums.total} redemptions within {rules.days} days came from {heads} people only,"
+            en=f"{sums.total} redemptions within {rules.days} days came from {sums.heads} people only,"
             f" and {share}% were by somebody who had redeemed here that day before."
             " Payment waits until this has been looked into.",
         )
@@ -189,7 +188,7 @@ class RepeatBurst:
             family=Family.MERCHANT,
             points=rules.points,
             reason=reason,
-            people=tuple(sorted(sums.people)),
+            people=tuple(sorted(sums.repeaters)),
             since_ms=min(day.since_ms for day in shop.days.values()),
             at_ms=shop.newest_ms,
         )
@@ -197,7 +196,10 @@ class RepeatBurst:
 
 def _sum(shop: _Shop) -> _Sums:
     days = shop.days.values()
-    everybody = frozenset(who for day in days for who in day.people)
-    total = sum(day.total for day in days)
-    repeats = sum(n - 1 for day in days for n in day.people.values())
-    return _Sums(total, repeats, everybody, sum(day.others for day in days))
+    named = {who for day in days for who in day.people}
+    return _Sums(
+        total=sum(day.total for day in days),
+        repeats=sum(n - 1 for day in days for n in day.people.values()),
+        heads=len(named) + sum(day.others for day in days),
+        repeaters=frozenset(who for day in days for who, n in day.people.items() if n > 1),
+    )

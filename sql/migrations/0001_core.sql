@@ -662,4 +662,4 @@ CREATE POLICY read_all ON transfer FOR SELECT USING (true);
 CREATE POLICY issuer_issues ON transfer FOR INSERT TO hanquan_issuer WITH CHECK (kind = 'ISSUE');
 CREATE POLICY operator_funds ON transfer FOR INSERT TO hanquan_operator WITH CHECK (kind IN ('FUND', 'RETURN'));
 CREATE POLICY finance_settles ON transfer FOR INSERT TO hanquan_finance
-    WITH CHECK (kind IN ('SETTLE_HOLD', 'SETTLE_POST', 'SETTLE_VOID', 'RETURN', 'SUSPEND', 'CLEAR'));
+    WITH CHECK (kind IN ('SUSPEND', 'CLEAR'));

@@ -538,7 +538,7 @@ CREATE TABLE recon_break (
     CHECK ((source = 'PARTNER') = (partner_no IS NOT NULL)),
     CHECK (kind <> 'MISSING_HERE' OR (ours_fen IS NULL AND theirs_fen IS NOT NULL)),
     CHECK (kind <> 'MISSING_THERE' OR (theirs_fen IS NULL AND ours_fen IS NOT NULL)),
-    UNIQUE (run_no, source, partner_no, day, kind, key, ordinal)
+    UNIQUE NULLS NOT DISTINCT (run_no, source, partner_no, day, kind, key, ordinal)
 );
 CREATE INDEX recon_break_day ON recon_break (campaign_no, day);
 COMMENT ON COLUMN recon_break.owner IS 'Which side must act next.';
@@ -619,11 +619,11 @@ CREATE FUNCTION partner_breaks(p_campaign_no smallint, p_partner_no smallint, p_
                 WHEN theirs_day = p_day AND (ours_state, ours_stock, ours_claim) <> (theirs_state, theirs_stock, theirs_claim) THEN 'STATE'
                 WHEN theirs_day = p_day AND ours_day <> p_day THEN 'LATE'
                 WHEN theirs_day = p_day THEN NULL
-                WHEN ours_day = p_day AND coalesce(turn = 1 AND nearest > p_tolerance_days, true) THEN 'MISSING_THERE'
+                WHEN ours_day = p_day AND (nearest IS NULL OR (turn = 1 AND nearest > p_tolerance_days)) THEN 'MISSING_THERE'
                 END::break_kind AS kind
           FROM pair p
     )
-    SELECT 'PARTNER', kind, CASE WHEN kind IN ('MISSING_HERE', 'AMOUNT', 'STATE') THEN 'CITY' ELSE 'PARTNER' END,
+    SELECT 'PARTNER'::break_source, kind, CASE WHEN kind IN ('MISSING_HERE', 'AMOUNT', 'STATE') THEN 'CITY' ELSE 'PARTNER' END,
            p_partner_no, p_day, key, ordinal, ours_day, ours_fen,
            ours_state || ', bill ' || ours_bill || ' fen, stock ' || ours_stock || ', claim ' || ours_claim,
            CASE WHEN kind <> 'MISSING_THERE' THEN theirs_day END, CASE WHEN kind <> 'MISSING_THERE' THEN theirs_fen END,
@@ -666,8 +666,8 @@ CREATE FUNCTION bank_breaks(p_campaign_no smallint, p_day date, p_today date, p_
                 END::break_kind AS kind
           FROM pair p
     )
-    SELECT 'BANK', kind, CASE WHEN kind IN ('DUPLICATE', 'LATE') OR (kind = 'MISSING_THERE' AND is_exported) THEN 'BANK' ELSE 'CITY' END,
-           NULL, day, key, ordinal, approved_on, ours_fen, ours_state || ', account ..' || ours_tail,
+    SELECT 'BANK'::break_source, kind, CASE WHEN kind IN ('DUPLICATE', 'LATE') OR (kind = 'MISSING_THERE' AND is_exported) THEN 'BANK' ELSE 'CITY' END,
+           NULL::smallint, day, key, ordinal, approved_on, ours_fen, ours_state || ', account ..' || ours_tail,
            booked_on, theirs_fen, theirs_state || ', account ..' || theirs_tail
       FROM judged WHERE kind IS NOT NULL
 $$;

@@ -115,10 +115,6 @@ SELECT format('voucher %s: in bucket %s, partition %s of %s buckets', v.voucher_
  WHERE v.bucket <> ((v.voucher_id >> 28) & 1023) * c.buckets / 1024
  ORDER BY v.voucher_id LIMIT $1
 
--- name: vouchers_to_hash
--- What the program recomputes hashes of: partition and request number of every voucher.
-SELECT v.voucher_id, v.person, v.request_key, s.partner_no, v.out_request_no FROM voucher v JOIN stock s USING (stock_no)
-
 -- name: a1f_issue_transfers
 -- Buckets whose ISSUE transfers are not their vouchers, in number and money.
 WITH held AS (
@@ -163,6 +159,48 @@ SELECT format('voucher %s: claimed at %s, round %s open from %s to %s', v.vouche
  WHERE v.claimed_at < d.opens_at OR v.claimed_at >= d.closes_at
  ORDER BY v.voucher_id LIMIT $1
 
+-- name: vouchers_to_hash
+-- Every voucher with what the program hashes: the person's partition, and the key of the partner's claim number.
+SELECT v.voucher_id, v.person, v.request_key, s.partner_no, v.out_request_no FROM voucher v JOIN stock s USING (stock_no)
+
+-- name: examined_chunks
+-- Chunks whose vouchers can be told: campaigns with no two rounds open at once.
+SELECT count(*) FROM transfer t
+ WHERE t.kind = 'ISSUE' AND NOT EXISTS (
+       SELECT FROM round a JOIN round b ON b.campaign_no = a.campaign_no AND b.round_no <> a.round_no
+          AND b.opens_at < a.closes_at AND a.opens_at < b.closes_at WHERE a.campaign_no = t.campaign_no)
+
+-- name: a1k_chunk_hashes
+-- ISSUE transfers whose hash is not that of the vouchers whose turn it was in the log of their shard, in number order.
+WITH plain AS (
+    SELECT campaign_no FROM campaign c WHERE NOT EXISTS (
+           SELECT FROM round a JOIN round b ON b.campaign_no = a.campaign_no AND b.round_no <> a.round_no
+              AND b.opens_at < a.closes_at AND a.opens_at < b.closes_at WHERE a.campaign_no = c.campaign_no)
+), chunk AS (
+    SELECT t.bucket, t.campaign_no, t.transfer_id, t.items, t.items_hash, t.reference, split_part(t.reference, ' ', 2) AS shard,
+           sum(t.items) OVER turn - t.items + 1 AS first, row_number() OVER turn AS chunk_no
+      FROM transfer t JOIN plain USING (campaign_no) WHERE t.kind = 'ISSUE'
+    WINDOW turn AS (PARTITION BY t.bucket, t.campaign_no, split_part(t.reference, ' ', 2)
+                    ORDER BY string_to_array(split_part(t.reference, ' ', 4), '-')::numeric[])
+), edges AS (
+    SELECT bucket, campaign_no, shard, array_agg(first::bigint ORDER BY chunk_no) AS firsts FROM chunk GROUP BY bucket, campaign_no, shard
+), logged AS (
+    SELECT v.bucket, d.campaign_no, (((v.voucher_id >> 28) & 1023) * c.shards / 1024)::text AS shard, v.voucher_id,
+           row_number() OVER (PARTITION BY v.bucket, d.campaign_no, ((v.voucher_id >> 28) & 1023) * c.shards / 1024
+                              ORDER BY d.opens_at, v.voucher_id & ((1 << 28) - 1)) AS turn
+      FROM voucher v JOIN stock s USING (stock_no) JOIN round d USING (round_no) CROSS JOIN city c
+), recomputed AS (
+    SELECT l.bucket, l.campaign_no, l.shard, width_bucket(l.turn, e.firsts) AS chunk_no, count(*) AS items,
+           sha256(string_agg(int8send(l.voucher_id), ''::bytea ORDER BY l.voucher_id)) AS items_hash
+      FROM logged l JOIN edges e USING (bucket, campaign_no, shard)
+     GROUP BY l.bucket, l.campaign_no, l.shard, width_bucket(l.turn, e.firsts)
+)
+SELECT format('transfer %s in bucket %s (%s): %s vouchers, hash %s', k.transfer_id, k.bucket, k.reference, k.items,
+              left(coalesce(encode(k.items_hash, 'hex'), 'none'), 12)) AS what, count(*) OVER () AS violations
+  FROM chunk k LEFT JOIN recomputed r USING (bucket, campaign_no, shard, chunk_no)
+ WHERE k.items IS DISTINCT FROM r.items OR k.items_hash IS DISTINCT FROM r.items_hash
+ ORDER BY k.bucket, k.transfer_id LIMIT $1
+
 -- ---------------------------------------------------------------- A2: people
 
 -- name: a2a_person_limit
@@ -176,7 +214,7 @@ SELECT format('person %s: %s vouchers of partner %s in round %s, limit %s', h.pe
  ORDER BY d.round_no, h.person LIMIT $1
 
 -- name: a2b_request_once
--- Claim numbers that won more than once, unless it was for two people and the clash is written down.
+-- Claim numbers that won more than once in a round, unless it was for two people and the clash is written down.
 WITH repeated AS (
     SELECT request_key FROM voucher GROUP BY request_key HAVING count(*) > 1
 ), won AS (
@@ -185,10 +223,11 @@ WITH repeated AS (
 )
 SELECT format('partner %s, claim %s: vouchers %s and %s', a.partner_no, a.out_request_no, a.voucher_id, b.voucher_id) AS what,
        count(*) OVER () AS violations
-  FROM won a JOIN won b ON b.partner_no = a.partner_no AND b.out_request_no = a.out_request_no AND b.voucher_id > a.voucher_id
+  FROM won a JOIN won b ON b.partner_no = a.partner_no AND b.out_request_no = a.out_request_no AND b.round_no = a.round_no
+   AND b.voucher_id > a.voucher_id
  WHERE a.person = b.person OR NOT EXISTS (
        SELECT FROM request_clash c WHERE c.partner_no = a.partner_no AND c.out_request_no = a.out_request_no
-          AND b.voucher_id IN (c.first_voucher, c.second_voucher))
+          AND c.first_voucher = a.voucher_id AND c.second_voucher = b.voucher_id)
  ORDER BY a.voucher_id, b.voucher_id LIMIT $1
 
 -- ---------------------------------------------------------------- A3: vouchers are spent
@@ -218,7 +257,7 @@ SELECT format('redemption %s/%s at merchant %s: voucher of stock %s, redeemed as
 SELECT format('redemption %s/%s at merchant %s: at %s, valid from %s to %s', r.voucher_id, r.attempt, r.merchant_no, r.redeemed_at,
               s.valid_from, s.valid_until) AS what, count(*) OVER () AS violations
   FROM redemption r JOIN stock s USING (stock_no)
- WHERE r.redeemed_at < s.valid_from OR r.redeemed_at > s.valid_until
+ WHERE r.redeemed_at < s.valid_from OR r.redeemed_at >= s.valid_until
  ORDER BY r.voucher_id, r.attempt LIMIT $1
 
 -- name: a3d_minimum_spent
@@ -256,12 +295,13 @@ SELECT format('merchant %s, order %s: %s vouchers, first %s', merchant_no, order
  ORDER BY merchant_no, order_no LIMIT $1
 
 -- name: a3h_refund_mirrors
--- Refunds that are not the redemption they name, turned around and by the stock's policy.
-SELECT format('refund %s/%s at merchant %s: %s fen of %s, bill %s of %s, to %s', f.voucher_id, f.attempt, f.merchant_no, f.subsidy_fen,
-              r.subsidy_fen, f.refund_fen, r.bill_fen, f.credit) AS what, count(*) OVER () AS violations
+-- Refunds that do not turn around the redemption they name: subsidy, cash the customer paid, merchant, policy.
+SELECT format('refund %s/%s at merchant %s: subsidy %s fen of %s, cash %s fen of a bill of %s, to %s', f.voucher_id, f.attempt, f.merchant_no,
+              f.subsidy_fen, coalesce(r.subsidy_fen::text, 'none'), f.refund_fen, coalesce(r.bill_fen::text, 'none'), f.credit) AS what,
+       count(*) OVER () AS violations
   FROM refund f LEFT JOIN redemption r USING (bucket, voucher_id, attempt) LEFT JOIN stock s ON s.stock_no = f.stock_no
  WHERE r.voucher_id IS NULL OR s.stock_no IS NULL
-    OR (f.subsidy_fen, f.refund_fen, f.merchant_no, f.stock_no) <> (r.subsidy_fen, r.bill_fen, r.merchant_no, r.stock_no)
+    OR (f.subsidy_fen, f.refund_fen, f.merchant_no, f.stock_no) <> (r.subsidy_fen, r.bill_fen - s.face_value_fen, r.merchant_no, r.stock_no)
     OR f.refunded_at < r.redeemed_at OR f.booked_on < r.booked_on
     OR (f.credit = 'ISSUED' AND (s.refund_policy <> 'RESTORE' OR f.refunded_at >= s.valid_until))
  ORDER BY f.voucher_id, f.attempt LIMIT $1
@@ -276,6 +316,31 @@ SELECT format('merchant %s, %s number %s: %s times, first for voucher %s', merch
         SELECT merchant_no, 'refund', refund_request_no, count(*), min(voucher_id)
           FROM refund GROUP BY merchant_no, refund_request_no HAVING count(*) > 1) n
  ORDER BY merchant_no, number LIMIT $1
+
+-- name: numbers_to_hash
+-- Every number that a till gave, with what its registration must say: USE 1, REFUND 2, ORDER 3 (redemption/numbers.py).
+SELECT 1 AS scope, merchant_no, use_request_no AS number, voucher_id, use_request_no, order_no, bill_fen AS amount_fen FROM redemption
+UNION ALL
+SELECT 3, merchant_no, order_no, voucher_id, use_request_no, order_no, bill_fen FROM redemption
+UNION ALL
+SELECT 2, f.merchant_no, f.refund_request_no, f.voucher_id, r.use_request_no, r.order_no, f.refund_fen
+  FROM refund f JOIN redemption r USING (bucket, voucher_id, attempt)
+
+-- name: examined_numbers
+-- Numbers that tills gave.
+SELECT 2 * (SELECT count(*) FROM redemption) + (SELECT count(*) FROM refund)
+
+-- name: a3j_numbers_unregistered
+-- Which of these numbers ($1 bucket, $2 key, $3 body hash, $4 voucher) are not registered so, by position from 1.
+SELECT n.position
+  FROM unnest($1::smallint[], $2::uuid[], $3::bigint[], $4::bigint[]) WITH ORDINALITY AS n(bucket, request_key, body_hash, voucher_id, position)
+ WHERE NOT EXISTS (SELECT FROM request_number q
+                    WHERE q.bucket = n.bucket AND q.request_key = n.request_key AND q.body_hash = n.body_hash AND q.voucher_id = n.voucher_id)
+ ORDER BY n.position
+
+-- name: buckets
+-- How many buckets the city has.
+SELECT buckets FROM city
 
 -- ---------------------------------------------------------------- A4: the ledger
 
@@ -460,3 +525,256 @@ SELECT format('campaign %s: funded with %s fen, decided were %s fen', c.campaign
        USING (campaign_no)
  WHERE t.funded_fen > c.fund_fen
  ORDER BY c.campaign_no LIMIT $1
+
+-- ---------------------------------------------------------------- A6: settlement
+
+-- name: examined_lines
+-- All lines of settlement batches.
+SELECT count(*) FROM settlement_line
+
+-- name: examined_decisions
+-- All decisions about settlement batches.
+SELECT count(*) FROM settlement_decision
+
+-- name: examined_holds
+-- Transfers that took money into settlement.
+SELECT count(*) FROM transfer WHERE kind = 'SETTLE_HOLD'
+
+-- name: examined_answers
+-- Lines that the bank answered.
+SELECT count(*) FROM settlement_answer
+
+-- name: examined_settled
+-- Transfers that ended a line's settlement.
+SELECT count(*) FROM transfer WHERE kind IN ('SETTLE_POST', 'SETTLE_VOID')
+
+-- name: examined_returns
+-- Transfers that took money out of RETURNED.
+SELECT count(*) FROM transfer WHERE kind = 'RETURN'
+
+-- name: examined_files
+-- Files of partners and of the bank.
+SELECT (SELECT count(*) FROM flow_file) + (SELECT count(*) FROM bank_file)
+
+-- name: a6a_lines_are_owed
+-- Lines that are not what the redemptions, refunds and settlements before them left owing, or not the sum of their shares.
+WITH sold AS (
+    SELECT d.campaign_no, r.merchant_no, r.booked_on AS day, sum(r.subsidy_fen) AS fen
+      FROM redemption r JOIN stock USING (stock_no) JOIN round d USING (round_no) GROUP BY d.campaign_no, r.merchant_no, r.booked_on
+    UNION ALL
+    SELECT d.campaign_no, f.merchant_no, f.booked_on, -sum(f.subsidy_fen)
+      FROM refund f JOIN stock USING (stock_no) JOIN round d USING (round_no) GROUP BY d.campaign_no, f.merchant_no, f.booked_on
+), line AS (
+    SELECT l.batch_no, l.line_no, b.campaign_no, l.merchant_no, b.day, b.last_transfer_id, l.amount_fen,
+           coalesce((SELECT sum(s.amount_fen) FROM settlement_share s WHERE s.batch_no = l.batch_no AND s.line_no = l.line_no), 0) AS shares_fen
+      FROM settlement_line l JOIN settlement_batch b USING (batch_no)
+), earned AS (
+    SELECT batch_no, line_no, earned_fen
+      FROM (SELECT batch_no, line_no, sum(fen) OVER (PARTITION BY campaign_no, merchant_no ORDER BY day) AS earned_fen
+              FROM (SELECT NULL::integer AS batch_no, NULL::integer AS line_no, campaign_no, merchant_no, day, fen FROM sold
+                    UNION ALL SELECT batch_no, line_no, campaign_no, merchant_no, day, 0 FROM line) AS event) AS told
+     WHERE batch_no IS NOT NULL
+), taken AS (
+    SELECT batch_no, line_no, taken_fen
+      FROM (SELECT batch_no, line_no, sum(fen) OVER (PARTITION BY campaign_no, merchant_no ORDER BY transfer_id) AS taken_fen
+              FROM (SELECT NULL::integer AS batch_no, NULL::integer AS line_no, campaign_no, merchant_no, transfer_id,
+                           CASE WHEN debit = 'PAYABLE' THEN amount_fen ELSE -amount_fen END AS fen
+                      FROM transfer WHERE 'PAYABLE' IN (debit, credit)
+                    UNION ALL SELECT batch_no, line_no, campaign_no, merchant_no, last_transfer_id, 0 FROM line) AS event) AS told
+     WHERE batch_no IS NOT NULL
+)
+SELECT format('batch %s line %s, merchant %s: %s fen, shares %s fen, the rows up to %s leave %s fen owing', batch_no, line_no, l.merchant_no,
+              l.amount_fen, l.shares_fen, l.day, e.earned_fen - t.taken_fen) AS what, count(*) OVER () AS violations
+  FROM line l JOIN earned e USING (batch_no, line_no) JOIN taken t USING (batch_no, line_no)
+ WHERE l.amount_fen <> l.shares_fen OR l.amount_fen <> e.earned_fen - t.taken_fen
+ ORDER BY batch_no, line_no LIMIT $1
+
+-- name: a6b_holds_are_approved
+-- SETTLE_HOLD transfers that are not the share of an approved line that nothing holds back, and such shares without one.
+WITH due AS (
+    SELECT s.bucket, format('batch %s line %s bucket %s', s.batch_no, s.line_no, s.bucket) AS reference, b.campaign_no, l.merchant_no,
+           CASE WHEN s.amount_fen > 0 THEN 'PAYABLE' ELSE 'SETTLING' END::account_kind AS debit, abs(s.amount_fen) AS amount_fen
+      FROM settlement_share s JOIN settlement_line l USING (batch_no, line_no) JOIN settlement_batch b USING (batch_no)
+      JOIN settlement_decision d USING (batch_no) LEFT JOIN settlement_line_held k USING (batch_no, line_no)
+     WHERE d.is_approved AND k.hold_id IS NULL
+), booked AS (
+    SELECT bucket, reference, campaign_no, merchant_no, debit, amount_fen FROM transfer WHERE kind = 'SETTLE_HOLD'
+)
+SELECT format('%s: booked %s, approved %s (fen)', reference, coalesce(t.amount_fen::text, 'nothing'), coalesce(d.amount_fen::text, 'nothing')) AS what,
+       count(*) OVER () AS violations
+  FROM due d FULL JOIN booked t USING (bucket, reference)
+ WHERE (d.campaign_no, d.merchant_no, d.debit, d.amount_fen) IS DISTINCT FROM (t.campaign_no, t.merchant_no, t.debit, t.amount_fen)
+ ORDER BY reference LIMIT $1
+
+-- name: a6c_two_people
+-- Batches approved by the person who proposed them, decided under another proposer's name, or drawn up over an undecided one.
+SELECT format('batch %s: proposed by %s, decided by %s', b.batch_id, b.proposed_by, d.decided_by) AS what, count(*) OVER () AS violations
+  FROM settlement_batch b JOIN settlement_decision d USING (batch_no)
+ WHERE (d.is_approved AND lower(d.decided_by) = lower(b.proposed_by)) OR d.proposed_by <> b.proposed_by OR d.campaign_no <> b.campaign_no
+    OR d.decided_at < b.proposed_at
+ ORDER BY b.batch_no LIMIT $1
+
+-- name: a6d_answers_are_booked
+-- SETTLE_POST and SETTLE_VOID transfers that are not the bank's answer to a line in settlement, and answers without them.
+WITH due AS (
+    SELECT 0::smallint AS bucket, 'SETTLE_POST'::transfer_kind AS kind, format('batch %s line %s', a.batch_no, a.line_no) AS reference,
+           b.campaign_no, l.merchant_no, 'SETTLING'::account_kind AS debit, l.amount_fen
+      FROM settlement_answer a JOIN settlement_line l USING (batch_no, line_no) JOIN settlement_batch b USING (batch_no)
+     WHERE a.outcome = 'PAID'
+    UNION ALL
+    SELECT s.bucket, 'SETTLE_VOID', format('batch %s line %s bucket %s', s.batch_no, s.line_no, s.bucket), b.campaign_no, l.merchant_no,
+           CASE WHEN s.amount_fen > 0 THEN 'SETTLING' ELSE 'PAYABLE' END::account_kind, abs(s.amount_fen)
+      FROM settlement_answer a JOIN settlement_share s USING (batch_no, line_no) JOIN settlement_line l USING (batch_no, line_no)
+      JOIN settlement_batch b USING (batch_no)
+     WHERE a.outcome = 'REJECTED'
+), booked AS (
+    SELECT bucket, kind, reference, campaign_no, merchant_no, debit, amount_fen FROM transfer WHERE kind IN ('SETTLE_POST', 'SETTLE_VOID')
+)
+SELECT format('%s %s: booked %s, answered %s (fen)', kind, reference, coalesce(t.amount_fen::text, 'nothing'),
+              coalesce(d.amount_fen::text, 'nothing')) AS what, count(*) OVER () AS violations
+  FROM due d FULL JOIN booked t USING (bucket, kind, reference)
+ WHERE (d.campaign_no, d.merchant_no, d.debit, d.amount_fen) IS DISTINCT FROM (t.campaign_no, t.merchant_no, t.debit, t.amount_fen)
+ ORDER BY kind, reference LIMIT $1
+
+-- name: a6e_answers_are_the_banks
+-- Answers that are not what an imported file of the bank says about a line that we sent it.
+SELECT format('batch %s line %s: %s, bank file %s row %s says %s of %s fen', a.batch_no, a.line_no, a.outcome, a.bank_file_no, a.row_no,
+              coalesce(w.outcome::text, 'nothing'), w.amount_fen) AS what, count(*) OVER () AS violations
+  FROM settlement_answer a JOIN settlement_line l USING (batch_no, line_no)
+  LEFT JOIN bank_row w USING (bank_file_no, row_no) LEFT JOIN bank_file f USING (bank_file_no) LEFT JOIN bank_import i USING (bank_file_no)
+  LEFT JOIN settlement_decision d ON d.batch_no = a.batch_no
+  LEFT JOIN settlement_line_held k ON k.batch_no = a.batch_no AND k.line_no = a.line_no
+ WHERE (a.line_no, a.outcome, l.amount_fen, l.payee_account) IS DISTINCT FROM (w.line_no, w.outcome, w.amount_fen, w.payee_account)
+    OR f.batch_no IS DISTINCT FROM a.batch_no OR i.bank_file_no IS NULL OR d.is_approved IS NOT TRUE OR k.hold_id IS NOT NULL
+    OR NOT EXISTS (SELECT FROM settlement_export e WHERE e.batch_no = a.batch_no AND e.sha256 = f.order_sha256)
+ ORDER BY a.batch_no, a.line_no LIMIT $1
+
+-- name: a6f_holds_respected
+-- Lines paid to a merchant who was on hold from before the proposal until after the approval, and lines kept out by another's hold.
+SELECT format('batch %s line %s, merchant %s: hold %s (%s) of merchant %s', l.batch_no, l.line_no, l.merchant_no, h.hold_id, h.reason_code,
+              h.merchant_no) AS what, count(*) OVER () AS violations
+  FROM settlement_line l JOIN settlement_batch b USING (batch_no) LEFT JOIN settlement_decision d USING (batch_no)
+  LEFT JOIN settlement_line_held k USING (batch_no, line_no)
+  JOIN merchant_hold h ON h.hold_id = k.hold_id OR (k.hold_id IS NULL AND h.merchant_no = l.merchant_no)
+  LEFT JOIN merchant_hold_release r ON r.hold_id = h.hold_id
+ WHERE CASE WHEN k.hold_id IS NULL
+            THEN d.is_approved AND h.placed_at < b.proposed_at AND coalesce(r.released_at > d.decided_at, true)
+            ELSE h.merchant_no <> l.merchant_no END
+ ORDER BY l.batch_no, l.line_no LIMIT $1
+
+-- name: a6g_returns_are_ordered
+-- RETURN transfers that nobody ordered, and orders that were not booked.
+WITH booked AS (
+    SELECT campaign_no, reference, credit, amount_fen FROM transfer WHERE kind = 'RETURN'
+), due AS (
+    SELECT campaign_no, format('return %s %s', campaign_no, reference) AS reference, credit, amount_fen FROM fund_return
+)
+SELECT format('%s: booked %s, ordered %s (fen)', reference, coalesce(t.amount_fen::text, 'nothing'), coalesce(d.amount_fen::text, 'nothing')) AS what,
+       count(*) OVER () AS violations
+  FROM due d FULL JOIN booked t USING (campaign_no, reference)
+ WHERE (d.credit, d.amount_fen) IS DISTINCT FROM (t.credit, t.amount_fen)
+ ORDER BY reference LIMIT $1
+
+-- name: a6h_files_are_whole
+-- Files of partners and of the bank whose rows are not as many as their trailers say.
+SELECT what, count(*) OVER () AS violations
+  FROM (SELECT format('flow file %s of partner %s for %s: trailer %s rows, %s kept', f.file_no, f.partner_no, f.day, f.row_count, count(w.file_no)) AS what
+          FROM flow_file f LEFT JOIN flow_row w USING (file_no)
+         GROUP BY f.file_no HAVING count(w.file_no) <> f.row_count
+        UNION ALL
+        SELECT format('bank file %s of batch %s: trailer %s rows, %s kept', f.bank_file_no, f.batch_no, f.row_count, count(w.bank_file_no))
+          FROM bank_file f LEFT JOIN bank_row w USING (bank_file_no)
+         GROUP BY f.bank_file_no HAVING count(w.bank_file_no) <> f.row_count) AS torn
+ ORDER BY what LIMIT $1
+
+-- ---------------------------------------------------------------- A7: the records themselves
+
+-- name: money_tables
+-- Tables whose rows are only ever added.
+SELECT unnest(ARRAY['city', 'campaign', 'voucher', 'transfer', 'redemption', 'refund', 'day_close', 'merchant_day', 'merchant_hold',
+    'merchant_hold_release', 'settlement_batch', 'settlement_decision', 'settlement_line', 'settlement_share', 'settlement_line_held',
+    'settlement_export', 'bank_file', 'bank_row', 'bank_import', 'settlement_answer', 'fund_return', 'flow_file', 'flow_row',
+    'recon_run', 'recon_run_flow', 'recon_run_bank', 'recon_break', 'recon_closure'])
+
+-- name: derived_tables
+-- Tables that only the database's own functions write.
+SELECT unnest(ARRAY['account', 'merchant_day', 'day_close', 'settlement_batch', 'settlement_decision', 'settlement_line', 'settlement_share',
+    'settlement_line_held', 'bank_import', 'settlement_answer', 'fund_return'])
+
+-- name: examined_pages
+-- One database.
+SELECT 1::bigint
+
+-- name: a7a_checksums
+-- Whether PostgreSQL would notice a page that changed on disk, and whether it already did.
+SELECT what, count(*) OVER () AS violations
+  FROM (SELECT 'data_checksums is ' || current_setting('data_checksums') AS what WHERE current_setting('data_checksums') <> 'on'
+        UNION ALL
+        SELECT format('%s pages with a wrong checksum were read since %s', checksum_failures, stats_reset)
+          FROM pg_stat_database WHERE datname = current_database() AND checksum_failures > 0) AS fault
+ ORDER BY what LIMIT $1
+
+-- name: examined_guards
+-- Tables ($1) of money with their partitions.
+SELECT count(*) FROM unnest($1::text[]) AS t(name) CROSS JOIN LATERAL (
+       SELECT to_regclass(name) UNION SELECT relid FROM pg_partition_tree(to_regclass(name))) AS part
+
+-- name: a7b_append_only
+-- Tables of money ($2), or partitions of them, on which a row could be changed or removed, or a transfer go past the accounts.
+WITH part AS (
+    SELECT t.name, p.relid FROM unnest($2::text[]) AS t(name) CROSS JOIN LATERAL (
+           SELECT to_regclass(t.name) AS relid UNION SELECT relid FROM pg_partition_tree(to_regclass(t.name))) AS p
+), guard AS (
+    SELECT t.tgrelid, t.tgtype FROM pg_trigger t JOIN pg_proc f ON f.oid = t.tgfoid
+     WHERE f.proname = 'forbid_change' AND t.tgenabled IN ('O', 'A') AND t.tgqual IS NULL AND t.tgattr::text = ''
+       AND regexp_replace(f.prosrc, '\s+', ' ', 'g') ~ '^ ?BEGIN RAISE EXCEPTION [^;]+; END ?$'
+)
+SELECT what, count(*) OVER () AS violations
+  FROM (SELECT format('table %s is not there', name) AS what FROM part WHERE relid IS NULL
+        UNION ALL
+        SELECT format('table %s: %s is not stopped', relid::regclass, w.verb)
+          FROM part CROSS JOIN (VALUES ('UPDATE', 1 + 2 + 16), ('DELETE', 1 + 2 + 8), ('TRUNCATE', 2 + 32)) AS w(verb, needed)
+         WHERE relid IS NOT NULL AND NOT EXISTS (SELECT FROM guard g WHERE g.tgrelid = part.relid AND g.tgtype & w.needed = w.needed)
+        UNION ALL
+        SELECT 'table transfer: its rows do not reach the accounts'
+         WHERE NOT EXISTS (SELECT FROM pg_trigger t JOIN pg_proc f ON f.oid = t.tgfoid
+                            WHERE t.tgrelid = to_regclass('transfer') AND f.proname = 'post_to_accounts' AND t.tgenabled IN ('O', 'A')
+                              AND t.tgtype & (1 + 2 + 4) = 4)) AS gap
+ ORDER BY what LIMIT $1
+
+-- name: a7c_privileges
+-- Roles but the owner who may change rows of money ($2), or write what only the database's functions write ($3).
+WITH part AS (
+    SELECT DISTINCT p.relid, c.relowner
+      FROM (SELECT unnest($2::text[]) UNION SELECT unnest($3::text[])) AS t(name) CROSS JOIN LATERAL (
+           SELECT to_regclass(t.name) AS relid UNION SELECT relid FROM pg_partition_tree(to_regclass(t.name))) AS p
+      JOIN pg_class c ON c.oid = p.relid
+), derived AS (
+    SELECT to_regclass(name) AS relid FROM unnest($3::text[]) AS d(name)
+), person AS (
+    SELECT oid, rolname FROM pg_roles WHERE NOT rolsuper AND rolname !~ '^pg_'
+)
+SELECT what, count(*) OVER () AS violations
+  FROM (SELECT format('%s may %s %s', r.rolname, v.verb, p.relid::regclass) AS what
+          FROM part p CROSS JOIN person r CROSS JOIN (VALUES ('UPDATE'), ('DELETE'), ('TRUNCATE'), ('TRIGGER')) AS v(verb)
+         WHERE r.oid <> p.relowner AND (has_table_privilege(r.oid, p.relid, v.verb)
+               OR (v.verb = 'UPDATE' AND has_any_column_privilege(r.oid, p.relid, 'UPDATE')))
+        UNION ALL
+        SELECT format('%s may INSERT into %s', r.rolname, p.relid::regclass)
+          FROM derived d JOIN part p USING (relid) CROSS JOIN person r
+         WHERE r.oid <> p.relowner AND (has_table_privilege(r.oid, p.relid, 'INSERT') OR has_any_column_privilege(r.oid, p.relid, 'INSERT'))
+        UNION ALL
+        SELECT DISTINCT format('%s may act as %s', r.rolname, o.rolname)
+          FROM person r CROSS JOIN (SELECT DISTINCT relowner AS oid FROM part UNION SELECT oid FROM pg_roles WHERE rolname = 'pg_write_all_data') q
+          JOIN pg_roles o ON o.oid = q.oid
+         WHERE r.oid <> o.oid AND pg_has_role(r.oid, o.oid, 'MEMBER')
+        UNION ALL
+        SELECT format('%s is %s', rolname, CASE WHEN rolsuper THEN 'a superuser' ELSE 'not bound by row security' END)
+          FROM pg_roles WHERE rolname LIKE 'hanquan\_%' AND (rolsuper OR rolbypassrls)
+        UNION ALL
+        SELECT 'any kind of transfer may be posted by whoever may insert: row security is off'
+          FROM pg_class WHERE oid = to_regclass('transfer') AND NOT relrowsecurity
+        UNION ALL
+        SELECT format('policy %s lets everyone post transfers', polname)
+          FROM pg_policy WHERE polrelid = to_regclass('transfer') AND polcmd <> 'r' AND 0 = ANY (polroles)) AS right_given
+ ORDER BY what LIMIT $1

@@ -43,4 +43,4 @@ def announce(stack: Stack) -> None:
 
 
 def _notice(text: str) -> None:
-    err.print(text, markup=False)
+    err.print(text, markup=False, soft_wrap=True)

@@ -1,0 +1,167 @@
+"""What a campaign is. Immutable; money in fen, shares in hundredths of a percent, times aware in Asia/Shanghai."""
+
+from datetime import datetime, time
+from typing import NewType
+
+import msgspec
+
+from kernel.money import split_by_bp
+
+RefundPolicy = NewType("RefundPolicy", str)
+"""RESTORE: a refunded voucher lives again while it is valid. RETURN_TO_BUDGET: it does not, its money goes back."""
+
+
+class Partner(msgspec.Struct, frozen=True, kw_only=True):
+    """A platform that hands vouchers to its users."""
+
+    partner_id: str
+    name_zh: str
+    name_en: str
+
+
+class Category(msgspec.Struct, frozen=True, kw_only=True):
+    """A kind of shop; a voucher is good in one."""
+
+    category_id: str
+    name_zh: str
+    name_en: str
+
+
+class Funding(msgspec.Struct, frozen=True, kw_only=True):
+    """Who pays the face of a voucher; the shares add up to 10,000."""
+
+    city_bp: int
+    platform_bp: int
+    merchant_bp: int
+
+    def funded_fen(self, face_value_fen: int) -> int:
+        """What the fund pays a shop for one voucher: the face less the shop's own share."""
+        city, platform, _ = split_by_bp(face_value_fen, (self.city_bp, self.platform_bp, self.merchant_bp))
+        return city + platform
+
+
+class Offer(msgspec.Struct, frozen=True, kw_only=True):
+    """Rules at the till. A bill must be at least `minimum_spend_times` the face."""
+
+    minimum_spend_times: int
+    vouchers_per_payment: int
+    refund_policy: RefundPolicy
+
+
+class Stock(msgspec.Struct, frozen=True, kw_only=True):
+    """Vouchers of one round, partner and category; all alike."""
+
+    stock_id: str
+    partner_id: str
+    category_id: str
+    quantity: int
+    face_value_fen: int
+    transaction_minimum_fen: int
+    funded_fen: int
+
+    @property
+    def total_face_fen(self) -> int:
+        """Face of all vouchers."""
+        return self.quantity * self.face_value_fen
+
+    @property
+    def exposure_fen(self) -> int:
+        """What the fund pays when every voucher is used."""
+        return self.quantity * self.funded_fen
+
+    @property
+    def least_spending_fen(self) -> int:
+        """The bills that come at least with all vouchers used."""
+        return self.quantity * self.transaction_minimum_fen
+
+
+class Round(msgspec.Struct, frozen=True, kw_only=True):
+    """One grab. Claims from `opens_at` until `closes_at`; vouchers are good from then through `valid_until`."""
+
+    round_id: str
+    opens_at: datetime
+    closes_at: datetime
+    valid_until: datetime
+    budget_fen: int
+    stocks: tuple[Stock, ...]
+
+    @property
+    def quantity(self) -> int:
+        """Vouchers in all."""
+        return sum(stock.quantity for stock in self.stocks)
+
+    @property
+    def total_face_fen(self) -> int:
+        """Face of all vouchers."""
+        return sum(stock.total_face_fen for stock in self.stocks)
+
+    @property
+    def exposure_fen(self) -> int:
+        """What the fund pays when every voucher is used."""
+        return sum(stock.exposure_fen for stock in self.stocks)
+
+    @property
+    def least_spending_fen(self) -> int:
+        """The bills that come at least with all vouchers used."""
+        return sum(stock.least_spending_fen for stock in self.stocks)
+
+
+class Campaign(msgspec.Struct, frozen=True, kw_only=True):
+    """A campaign as its file says it.
+
+    rollover                 money of vouchers that were not used pays later rounds
+    expected_redemption_bp   share of the vouchers that the city expects to be used; None: no such plan
+    opening_time             the hour, in `zone`, at which every round opens
+    """
+
+    campaign_id: str
+    title_zh: str
+    title_en: str
+    zone: str
+    fund_fen: int
+    rollover: bool
+    expected_redemption_bp: int | None
+    opening_time: time
+    partners: tuple[Partner, ...]
+    categories: tuple[Category, ...]
+    funding: Funding
+    per_person_round_and_partner: int
+    offer: Offer
+    rounds: tuple[Round, ...]
+
+    @property
+    def quantity(self) -> int:
+        """Vouchers in all."""
+        return sum(each.quantity for each in self.rounds)
+
+    @property
+    def total_face_fen(self) -> int:
+        """Face of all vouchers."""
+        return sum(each.total_face_fen for each in self.rounds)
+
+    @property
+    def exposure_fen(self) -> int:
+        """What the fund would pay if every voucher of every round were used."""
+        return sum(each.exposure_fen for each in self.rounds)
+
+    @property
+    def budgets_fen(self) -> int:
+        """Budgets of all rounds; above the fund when unused money is counted on again."""
+        return sum(each.budget_fen for each in self.rounds)
+
+    @property
+    def least_spending_fen(self) -> int:
+        """The bills that come at least with all vouchers used."""
+        return sum(each.least_spending_fen for each in self.rounds)
+
+    def round(self, round_id: str) -> Round:
+        """The round of that name. Raises KeyError."""
+        for each in self.rounds:
+            if each.round_id == round_id:
+                return each
+        raise KeyError(f"{self.campaign_id} has no round {round_id}")
+
+
+def stock_id_of(campaign_id: str, round_id: str, partner_id: str, category_id: str) -> str:
+    """The name of a stock. Never the same for two: of the four only a partner's id may hold an underscore."""
+    return "_".join((campaign_id, round_id, partner_id, category_id))

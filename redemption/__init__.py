@@ -1,0 +1,1 @@
+"""Vouchers are spent and paid: checkout, refunds, settlement, reconciliation."""

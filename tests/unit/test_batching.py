@@ -1,0 +1,89 @@
+"""The coalescer: together, in order, bounded, and never silent."""
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from kernel.batching import Coalescer
+from kernel.errors import Broken, Overloaded, StoreDown
+
+
+class Store:
+    """Doubles numbers, remembers its batches, can be made to hang or fail."""
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.error: Exception | None = None
+
+    async def flush(self, items: Sequence[int]) -> list[int]:
+        self.batches.append(len(items))
+        await self.gate.wait()
+        if self.error is not None:
+            raise self.error
+        return [2 * item for item in items]
+
+
+def coalescer(store: Store, **limits: float) -> Coalescer[int, int]:
+    settings = {"batch_max": 100, "queue_max": 1000, "deadline_s": 5.0} | limits
+    return Coalescer(store.flush, **settings)  # type: ignore[arg-type]
+
+
+async def test_items_of_one_turn_go_together_and_get_their_own_answers() -> None:
+    store = Store()
+    desk = coalescer(store)
+    assert await asyncio.gather(*(desk.submit(i) for i in range(50))) == [2 * i for i in range(50)]
+    assert store.batches == [50]
+
+
+async def test_what_arrives_during_a_flush_forms_the_next_batch() -> None:
+    store = Store()
+    desk = coalescer(store, batch_max=30)
+    store.gate.clear()
+    first = desk.submit(1)
+    await asyncio.sleep(0)
+    rest = [desk.submit(i) for i in range(40)]
+    store.gate.set()
+    assert await first == 2
+    assert await asyncio.gather(*rest) == [2 * i for i in range(40)]
+    assert store.batches == [1, 30, 10]
+    await desk.drained()
+
+
+async def test_a_full_queue_refuses_at_once() -> None:
+    store = Store()
+    desk = coalescer(store, queue_max=3)
+    futures = [desk.submit(i) for i in range(3)]
+    with pytest.raises(Overloaded):
+        desk.submit(4)
+    await asyncio.gather(*futures)
+
+
+async def test_a_hanging_store_is_given_up_and_the_queue_with_it() -> None:
+    store = Store()
+    desk = coalescer(store, deadline_s=0.05, batch_max=1)
+    store.gate.clear()
+    futures = [desk.submit(i) for i in range(3)]
+    outcomes = await asyncio.wait_for(asyncio.gather(*futures, return_exceptions=True), 2)
+    assert isinstance(outcomes[0], StoreDown)
+    assert all(isinstance(outcome, StoreDown | Overloaded) for outcome in outcomes)
+
+
+async def test_a_fault_reaches_its_batch_and_no_other() -> None:
+    store = Store()
+    desk = coalescer(store)
+    store.error = Broken("bad data")
+    with pytest.raises(Broken):
+        await desk.submit(1)
+    store.error = None
+    assert await desk.submit(2) == 4
+
+
+async def test_a_caller_that_went_away_disturbs_nobody() -> None:
+    store = Store()
+    desk = coalescer(store)
+    gone, stays = desk.submit(1), desk.submit(2)
+    gone.cancel()
+    assert await stays == 4
