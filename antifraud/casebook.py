@@ -4,6 +4,8 @@ Every write is idempotent, and the position moves in the transaction that writes
 it: after a crash the same signals are read again, and what is there already stays as it is.
 """
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from typing import NamedTuple
 from uuid import UUID
@@ -50,10 +52,13 @@ class Casebook:
         """How many Valkey shards there are; 0 before the city is set up."""
         return await self._pool.fetchval(_queries["shards"]) or 0
 
-    async def in_force(self) -> list[Refused]:
-        """Everybody who is refused now."""
-        rows = await self._pool.fetch(_queries["blocks_in_force"], self._clock.now())
-        return [Refused(row["person"].hex, to_ms(row["expires_at"])) for row in rows]
+    @asynccontextmanager
+    async def in_force(self) -> AsyncIterator[list[Refused]]:
+        """Everybody who is refused now. Nobody is let off while the block lasts, so a copy is right."""
+        async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as conn, conn.transaction():
+            await conn.execute(_queries["lock_cases"])
+            rows = await conn.fetch(_queries["blocks_in_force"], self._clock.now())
+            yield [Refused(row["person"].hex, to_ms(row["expires_at"])) for row in rows]
 
     async def record(self, cases: Cases, position: Position) -> list[Refused]:
         """Writes cases and position in one transaction; answers who is refused from now on.

@@ -100,7 +100,8 @@ class Worker:
 
     async def _copy_blocks_when_due(self) -> None:
         if self._copied_at is None or monotonic() - self._copied_at > COPY_S:
-            await self._refuse(await self._casebook.in_force())
+            async with self._casebook.in_force() as refused:
+                await self._refuse(refused)
             self._copied_at = monotonic()
 
     async def _refuse(self, refused: Sequence[Refused]) -> None:

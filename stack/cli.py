@@ -16,6 +16,7 @@ COMMANDS = {
     "up": "Start the whole stack on this machine and stay until Ctrl-C.",
     "down": "Stop the stack that runs in a data folder.",
     "status": "Say what runs, where it listens and whether it is ready.",
+    "sign": "Sign a call with a key of the data folder and print it as a curl line.",
     "psql": "Open the database with psql; arguments are passed on.",
     "migrate": "Bring the database to the newest schema.",
     "reset": "Delete a data folder and everything in it.",

@@ -14,10 +14,10 @@ def apportion(total: int, weights: Sequence[int]) -> list[int]:
         raise ValueError(f"{total} cannot be shared into {len(weights)} parts of at least 1")
     parts = _by_remainder(total, weights)
     while 0 in parts:
-        large = [i for i, part in enumerate(parts) if part > 1]
-        rest = total - (len(parts) - len(large))
-        shares = iter(_by_remainder(rest, [weights[i] for i in large]))
-        parts = [next(shares) if i in set(large) else 1 for i in range(len(parts))]
+        is_large = [part > 1 for part in parts]
+        rest = total - is_large.count(False)
+        shares = iter(_by_remainder(rest, [weights[i] for i, large in enumerate(is_large) if large]))
+        parts = [next(shares) if large else 1 for large in is_large]
     return parts
 
 

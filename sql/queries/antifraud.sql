@@ -76,3 +76,14 @@ RETURNING hold_id
 UPDATE flag SET closed_at = $3, closed_by = $4, outcome = $5, note = $6
  WHERE subject_kind = $1 AND subject = $2 AND closed_at IS NULL
 RETURNING flag_id
+
+-- name: read_blocks
+-- People who are refused at a moment, the latest first: $2 at most so many.
+SELECT block_id, person, points, reason, seen_from, placed_at, expires_at FROM person_block
+ WHERE lifted_at IS NULL AND expires_at > $1 ORDER BY block_id DESC LIMIT $2
+
+-- name: lift_blocks
+-- Lets a person off before the penalty expires; who and why stay on record.
+UPDATE person_block SET lifted_at = $2, lifted_by = $3, note = $4
+ WHERE person = $1 AND lifted_at IS NULL
+RETURNING block_id

@@ -52,6 +52,10 @@ ON CONFLICT (batch_no, format) DO NOTHING;
 -- The hash under which a file was made.
 SELECT sha256 FROM settlement_export WHERE batch_no = $1 AND format = $2;
 
+-- name: lock_batch
+-- Waits until nobody else settles a batch's campaign, until the end of the transaction.
+SELECT lock_settlement(campaign_no) FROM settlement_batch WHERE batch_no = $1;
+
 -- name: find_bank_file
 -- A file of the bank by its hash.
 SELECT bank_file_no, batch_no FROM bank_file WHERE sha256 = $1;

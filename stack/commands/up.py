@@ -6,8 +6,10 @@ from typing import Annotated
 from cyclopts import Parameter
 from rich.table import Table
 
+from kernel.clock import SystemClock
 from stack.console import Data, err, out, run
 from stack.data_folder import DEFAULT
+from stack.examples import ensure_playground, example_calls
 from stack.running import Stack
 from stack.stores import public
 
@@ -26,6 +28,7 @@ async def _up(stack: Stack) -> None:
     err.print("starting ...")
     async with stack:
         announce(stack)
+        await _show_examples(stack)
         out.print("Ctrl-C stops it.")
         await asyncio.Event().wait()
 
@@ -40,6 +43,16 @@ def announce(stack: Stack) -> None:
     out.print(table)
     for migration in stack.applied:
         out.print(f"applied migration {migration.version:04} {migration.name}")
+
+
+async def _show_examples(stack: Stack) -> None:
+    clock = SystemClock()
+    operator = stack.dsn("hanquan_operator")
+    if await ensure_playground(operator, stack.folder, stack.secrets, clock):
+        for what, line in example_calls(stack.folder, stack.addresses, stack.secrets, clock):
+            out.print(f"\n[bold]{what}[/bold]")
+            out.print(line, markup=False, soft_wrap=True)
+        out.print()
 
 
 def _notice(text: str) -> None:
