@@ -24,7 +24,7 @@ from antifraud.reader import START, Position, SignalReader
 from kernel.clock import Clock
 
 RETRY_S = 0.5
-SAVE_S = 1.0
+SAVE_S = 0.25
 """How often a position with nothing found on the way is written."""
 COPY_S = 300.0
 """How often the block list is copied whole, in case Valkey lost it."""
@@ -54,6 +54,7 @@ class Worker:
         self._clock = clock
         self._position: Position | None = None
         self._found: _Found | None = None
+        self._saved = START
         self._saved_at = 0.0
         self._copied_at: float | None = None
 
@@ -89,9 +90,9 @@ class Worker:
             page = await self._reader.after(position)
             self._found = _Found(self._judge.hear(page.signals), page.last)
         cases, last = self._found
-        if cases or (last > position and monotonic() - self._saved_at > SAVE_S):
+        if cases or (last > self._saved and monotonic() - self._saved_at > SAVE_S):
             refused = await self._casebook.record(cases, last)
-            self._saved_at = monotonic()
+            self._saved, self._saved_at = last, monotonic()
             await self._refuse(refused)
         if last > position:
             self._position = last

@@ -9,7 +9,7 @@ AMOUNT_FEN_MAX = 10**12
 BP_WHOLE = 10_000
 """Shares are in hundredths of a percent and add up to this."""
 
-_YUAN = re.compile(r"^([0-9]{1,10})(?:\.([0-9]{1,2}))?$")
+_YUAN = re.compile(r"([0-9]{1,10})(?:\.([0-9]{1,2}))?")
 
 
 def format_yuan(fen: int) -> str:
@@ -21,7 +21,7 @@ def format_yuan(fen: int) -> str:
 
 def parse_yuan(text: str) -> int:
     """`"20"`, `"20.5"`, `"20.50"` -> fen. ValueError for anything else, signs and commas included."""
-    match = _YUAN.match(text)
+    match = _YUAN.fullmatch(text)
     if match is None:
         raise ValueError(f"{text!r} is not an amount in yuan such as 20 or 20.50")
     fen = int(match[1]) * 100 + int((match[2] or "0").ljust(2, "0"))

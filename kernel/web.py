@@ -35,6 +35,7 @@ CLOCK = web.AppKey("CLOCK", Clock)
 KEYRING = web.AppKey("KEYRING", Keyring)
 READY_CHECKS: web.AppKey[list[ReadyCheck]] = web.AppKey("READY_CHECKS", list)
 STOPPING = web.AppKey("STOPPING", asyncio.Event)
+REQUEST_ID = web.RequestKey("REQUEST_ID", str)
 
 log = structlog.get_logger()
 
@@ -90,7 +91,7 @@ def json_response(answer: object, *, status: int = 200, replayed: bool = False) 
 
 def problem_response(request: web.Request, refusal: Refusal) -> web.Response:
     """A refusal as problem+json."""
-    problem = make_problem(refusal, request.app[CLOCK], request.get("request_id"))
+    problem = make_problem(refusal, request.app[CLOCK], request.get(REQUEST_ID))
     headers = {"Retry-After": str(refusal.retry_after_s)} if refusal.retry_after_s is not None else None
     return web.Response(
         body=_encode(problem), status=problem.status, content_type="application/problem+json", headers=headers
@@ -142,7 +143,7 @@ def decode(decoder: msgspec.json.Decoder[Body], body: bytes) -> Body:
 async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
     started = time.perf_counter()
     asked_id = request.headers.get("X-Request-Id", "")
-    request["request_id"] = request_id = asked_id if _REQUEST_ID.fullmatch(asked_id) else secrets.token_hex(8)
+    request[REQUEST_ID] = request_id = asked_id if _REQUEST_ID.fullmatch(asked_id) else secrets.token_hex(8)
     response = await _guarded(request, handler)
     response.headers["X-Request-Id"] = request_id
     resource = request.match_info.route.resource
@@ -162,7 +163,7 @@ async def _guarded(request: web.Request, handler: Handler) -> web.StreamResponse
     except web.HTTPException as error:
         return problem_response(request, _of_http(error))
     except Exception:
-        log.exception("request_failed", request_id=request["request_id"], path=request.path)
+        log.exception("request_failed", request_id=request[REQUEST_ID], path=request.path)
         fault = Refusal(code=Code.SYSTEM_ERROR, detail="a fault of ours; it is logged under this request id")
         return problem_response(request, fault)
 

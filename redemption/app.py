@@ -55,11 +55,13 @@ async def make_app(settings: Settings) -> web.Application:
     app[handlers.LEDGER] = ledger
     app[handlers.CATALOGUE] = catalogue
     app[handlers.CODES] = codes
+    app[handlers.POOL] = pool
     app[READY_CHECKS].append(lambda: _ready(pool))
     app.cleanup_ctx.append(resources)
     app.router.add_post("/v1/redemptions", handlers.post_redemption)
     app.router.add_get("/v1/redemptions/{use_request_no}", handlers.get_redemption)
     app.router.add_post("/v1/refunds", handlers.post_refund)
+    app.router.add_get("/v1/statements/{date}", handlers.get_statement)
     return app
 
 

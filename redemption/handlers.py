@@ -1,25 +1,32 @@
 """HTTP of the checkout: parse, call the use case, render."""
 
+from datetime import date
+
 import msgspec
 from aiohttp import web
 
 from kernel.codes import CodeBook
-from kernel.errors import Refusal, param_error
+from kernel.errors import Broken, Refusal, param_error
 from kernel.ids import REQUEST_NO
+from kernel.postgres import ACQUIRE_TIMEOUT_S, Pool
 from kernel.web import decode, json_response, problem_response, read_signed
 from redemption.catalogue import LiveCatalogue
 from redemption.checkout import RedeemRequest, Till
 from redemption.find import find_redemption
 from redemption.ledger import Ledger
 from redemption.refund import RefundDesk, RefundRequest
+from redemption.settlement.refusals import Refused
+from redemption.settlement.statement import statement
 
 TILL = web.AppKey("TILL", Till)
 REFUNDS = web.AppKey("REFUNDS", RefundDesk)
 LEDGER = web.AppKey("LEDGER", Ledger)
 CATALOGUE = web.AppKey("CATALOGUE", LiveCatalogue)
+POOL = web.AppKey("POOL", Pool)
 CODES = web.AppKey("CODES", CodeBook)
 
 TILL_BYTES_MAX = 4_096
+OFFSET_DIGITS_MAX = 9
 
 _redeem_decoder = msgspec.json.Decoder(RedeemRequest)
 _refund_decoder = msgspec.json.Decoder(RefundRequest)
@@ -52,3 +59,23 @@ async def get_redemption(request: web.Request) -> web.Response:
     app = request.app
     found = await find_redemption(app[LEDGER], app[CATALOGUE], app[CODES], caller, number)
     return problem_response(request, found) if isinstance(found, Refusal) else json_response(found)
+
+
+async def get_statement(request: web.Request) -> web.Response:
+    """GET /v1/statements/{date}?offset=0"""
+    caller, _ = await read_signed(request, "merchant")
+    day, offset = _day(request.match_info["date"]), request.query.get("offset", "0")
+    if not (offset.isascii() and offset.isdigit() and len(offset) <= OFFSET_DIGITS_MAX):
+        raise param_error("offset is the number of entries to skip", "offset")
+    async with request.app[POOL].acquire(timeout=ACQUIRE_TIMEOUT_S) as conn:
+        found = await statement(conn, caller.holder_no, day, request.app[CODES], offset=int(offset))
+    if isinstance(found, Refused):
+        raise Broken(f"merchant {caller.holder_no} signs and is not enrolled")
+    return json_response(found)
+
+
+def _day(text: str) -> date:
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise param_error("a day reads like 2020-04-23", "date") from None

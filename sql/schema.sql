@@ -1026,7 +1026,7 @@ BEGIN
     SELECT v_file.batch_no, w.line_no, w.bank_file_no, w.row_no, w.outcome, p_at FROM bank_row w WHERE w.bank_file_no = p_bank_file_no;
     -- One statement for paid and sent back, so that all accounts are taken in one sorted order.
     INSERT INTO transfer (bucket, campaign_no, merchant_no, kind, debit, credit, amount_fen, reference, booked_at)
-    SELECT 0, v_batch.campaign_no, l.merchant_no, 'SETTLE_POST', 'SETTLING'::account_kind, 'PAID'::account_kind, l.amount_fen,
+    SELECT 0, v_batch.campaign_no, l.merchant_no, 'SETTLE_POST'::transfer_kind, 'SETTLING'::account_kind, 'PAID'::account_kind, l.amount_fen,
            format('batch %s line %s', l.batch_no, l.line_no), p_at
       FROM bank_row w JOIN settlement_line l ON l.batch_no = v_file.batch_no AND l.line_no = w.line_no
      WHERE w.bank_file_no = p_bank_file_no AND w.outcome = 'PAID'

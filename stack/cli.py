@@ -13,6 +13,7 @@ app = App(
 )
 
 COMMANDS = {
+    "demo": "Play a real Thursday of 2020: grab, redeem, settle, reconcile, audit.",
     "up": "Start the whole stack on this machine and stay until Ctrl-C.",
     "down": "Stop the stack that runs in a data folder.",
     "status": "Say what runs, where it listens and whether it is ready.",
@@ -23,5 +24,14 @@ COMMANDS = {
     "test": "Run the tests; arguments are passed on to pytest.",
 }
 
+GROUPS = {
+    "campaign": "Check a campaign file, show what it costs, load it.",
+    "flags": "Look at what anti-fraud flagged, release held merchants, lift blocks.",
+    "enrol": "Enrol partners' keys, and merchants with their terminals.",
+}
+"""Commands with commands of their own: the module's `app`."""
+
 for _name, _help in COMMANDS.items():
     app.command(f"stack.commands.{_name}:{_name}", name=_name, help=_help)
+for _name, _help in GROUPS.items():
+    app.command(f"stack.commands.{_name}:app", name=_name, help=_help)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 import msgspec
-from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey, generate_private_key
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 import sql
@@ -50,6 +50,15 @@ async def enrol_partner(
     return key.signer
 
 
+async def enrol_public_key(conn: Connection, partner_id: str, public: RSAPublicKey, now: datetime) -> str:
+    """Takes a partner's own RSA public key; answers the serial number it will sign under."""
+    serial_no = secrets.token_hex(10).upper()
+    signer = Signer(holder_id=partner_id, serial_no=serial_no, algorithm=Algorithm.RSA, secret=b"")
+    material = public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    await _insert_keys(conn, [_NewKey(kind="partner", terminal_no=None, signer=signer, material=material)], now)
+    return serial_no
+
+
 async def enrol_merchants(
     conn: Connection, master_key: bytes, merchants: Sequence[NewMerchant], now: datetime
 ) -> list[Signer]:
@@ -76,9 +85,7 @@ def _new_key(
     if algorithm is Algorithm.HMAC:
         secret = secrets.token_bytes(32)
         signer = Signer(holder_id=holder_id, serial_no=serial_no, algorithm=algorithm, secret=secret)
-        return _NewKey(
-            kind=kind, terminal_no=terminal_no, signer=signer, material=seal(master_key, secret, serial_no)
-        )
+        return _NewKey(kind=kind, terminal_no=terminal_no, signer=signer, material=seal(master_key, secret, serial_no))
     private = generate_private_key(public_exponent=65537, key_size=2048)
     material = private.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     signer = Signer(holder_id=holder_id, serial_no=serial_no, algorithm=algorithm, secret=private)

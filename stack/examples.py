@@ -43,8 +43,7 @@ async def ensure_playground(operator_dsn: str, folder: DataFolder, keys: Secrets
 async def _hand_out_keys(
     conn: "asyncpg.Connection[asyncpg.Record]", folder: DataFolder, master_key: bytes, now: datetime
 ) -> None:
-    store = KeyStore(folder.path)
-    store.add(PARTNER, await enrol_partner(conn, master_key, PARTNER, Algorithm.HMAC, now))
+    partner = await enrol_partner(conn, master_key, PARTNER, Algorithm.HMAC, now)
     shop = NewMerchant(
         merchant_id="SHOP-0001",
         name="Playground Noodles",
@@ -54,8 +53,8 @@ async def _hand_out_keys(
         payee_account="6200000000000001",
         payee_bank="Bank of Hankou",
     )
-    [signer] = await enrol_merchants(conn, master_key, [shop], now)
-    store.add(SHOP, signer)
+    [till] = await enrol_merchants(conn, master_key, [shop], now)
+    KeyStore(folder.path).add({PARTNER: partner, SHOP: till})
 
 
 def playground(now: datetime) -> Campaign:
@@ -119,8 +118,10 @@ def example_calls(
     use = f'{{"use_request_no":"use-{number}","voucher_code":"CODE","order_no":"order-{number}","bill_fen":8000}}'
     signer = KeyStore(folder.path).get(PARTNER)
     day = business_day(clock.now()).isoformat()
+    claiming = curl(signer, addresses["issuer"], "POST", "/v1/claims", claim, clock)
+    using = f"./hanquan sign {SHOP} POST /v1/redemptions {shlex.quote(use)} | sh"
     return [
-        ("Claim a voucher (signed now, good for five minutes)", curl(signer, addresses["issuer"], "POST", "/v1/claims", claim, clock)),
-        ("Use it at a till: write the voucher_code of the answer for CODE", f"./hanquan sign {SHOP} POST /v1/redemptions {shlex.quote(use)} | sh"),
+        ("Claim a voucher (signed now, good for five minutes)", claiming),
+        ("Use it at a till: write the voucher_code of the answer for CODE", using),
         ("Look at the shop's day", f"./hanquan sign {SHOP} GET /v1/statements/{day} | sh"),
-    ]  # fmt: skip
+    ]

@@ -3,6 +3,7 @@
 A partner keeps its own keys in its own vault; this file exists so that someone who tries Hanquan can sign.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -28,9 +29,9 @@ class KeyStore:
     def __init__(self, folder: Path) -> None:
         self._file = folder / "keys.json"
 
-    def add(self, name: str, signer: Signer) -> None:
-        """Keeps a signer under a name; a name that is there is replaced."""
-        entries = self._read() | {name: _entry(signer)}
+    def add(self, signers: Mapping[str, Signer]) -> None:
+        """Keeps signers under names; a name that is there is replaced."""
+        entries = self._read() | {name: _entry(signer) for name, signer in signers.items()}
         write_atomically(self._file, msgspec.json.format(msgspec.json.encode(entries)))
 
     def get(self, name: str) -> Signer:

@@ -16,7 +16,7 @@ from typing import Annotated
 
 import msgspec
 
-from antifraud.detectors.first_seen import FirstSeen, short_name
+from antifraud.detectors.first_seen import FirstSeen, Seen
 from antifraud.detectors.recent import Recent
 from antifraud.finding import EVIDENCE_MAX, Family, Finding, Reason, SubjectKind
 from antifraud.signals import ClaimSignal, Signal
@@ -44,7 +44,7 @@ class DeviceFarmRules(msgspec.Struct, frozen=True, kw_only=True):
     people_max: int = 64
     """People remembered on one device; more change no verdict."""
     singles_slots: int = 1 << 21
-    """Slots of 8 bytes for devices with one person."""
+    """Slots of 24 bytes for devices with one person."""
 
 
 DEFAULT_RULES = DeviceFarmRules()
@@ -53,32 +53,24 @@ DEFAULT_RULES = DeviceFarmRules()
 class _Device:
     """One device that several people use: when each was last seen, and what was said about it."""
 
-    __slots__ = ("newest_ms", "people", "told", "unnamed")
+    __slots__ = ("newest_ms", "people", "told")
 
-    def __init__(self, unnamed: int, at_ms: int) -> None:
-        self.people: dict[str, int] = {}
-        self.unnamed: tuple[int, int] | None = (unnamed, at_ms)
-        self.newest_ms = at_ms
+    def __init__(self, first: Seen) -> None:
+        self.people = {first.person: first.at_ms}
+        self.newest_ms = first.at_ms
         self.told: dict[str, int] = {}
 
     def add(self, person: str, at_ms: int, rules: DeviceFarmRules) -> None:
         self.newest_ms = max(self.newest_ms, at_ms)
         if person in self.people or len(self.people) < rules.people_max:
             self.people[person] = max(at_ms, self.people.get(person, 0))
-        if self.unnamed is not None and self.unnamed[0] == short_name(person):
-            self.unnamed = None
-        self._forget_before(self.newest_ms - rules.window_s * 1000)
-
-    def _forget_before(self, floor_ms: int) -> None:
+        floor_ms = self.newest_ms - rules.window_s * 1000
         if min(self.people.values()) <= floor_ms:
             self.people = {who: ms for who, ms in self.people.items() if ms > floor_ms}
-        if self.unnamed is not None and self.unnamed[1] <= floor_ms:
-            self.unnamed = None
 
     @property
     def count(self) -> int:
-        """How many people: those known, and the first one if only 32 bits of them are known."""
-        return len(self.people) + (self.unnamed is not None)
+        return len(self.people)
 
     def pace(self, window_ms: int) -> int:
         """Most people whose last tries lie within one window."""
@@ -119,10 +111,10 @@ class DeviceFarm:
             return ()
         device = self._shared.get(signal.device)
         if device is None:
-            first = self._singles.other_than(signal.device, signal.person)
+            first = self._singles.other_than(signal.device, signal.person, signal.at_ms)
             if first is None:
                 return ()
-            device = _Device(first, signal.at_ms)
+            device = _Device(first)
             self._shared.put(signal.device, device)
         device.add(signal.person, signal.at_ms, self._rules)
         if device.count < min(self._rules.people_min, self._rules.pace_people_min):

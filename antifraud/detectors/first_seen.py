@@ -1,37 +1,41 @@
-"""Who was first on each of millions of devices, in a few megabytes."""
+"""Who was last on each of millions of one-person devices, in a table of fixed size."""
 
-from array import array
+import struct
+from typing import NamedTuple
 
-_LOW_32 = 0xFFFFFFFF
+_RECORD = struct.Struct("<I16sI")
+_SECOND_MS = 1_000
+
+
+class Seen(NamedTuple):
+    """A person's token and when they were on the device, to the second below."""
+
+    person: str
+    at_ms: int
 
 
 class FirstSeen:
-    """Remembers one person for each device, by 32 bits of either, in a table of fixed size.
+    """Remembers one person for each device, 24 bytes each.
 
-    Nearly all devices have one user, and keeping a Python object for each would cost a hundred times
-    the room. Two devices that share a slot push each other out: a crowd is then noticed one person
-    later, and never where there is none (but for one chance in 2^32).
+    Nearly all devices have one user, and a Python object for each would take ten times the room. Two
+    devices that share a slot push each other out, so that a crowd may be noticed one person later;
+    one is seen where there is none for one pair of devices in 2^32.
     """
 
     def __init__(self, slots: int) -> None:
-        """`slots`: a power of two; 8 bytes each."""
+        """`slots`: a power of two."""
         self._mask = slots - 1
-        self._slots = array("Q", bytes(8 * slots))
+        self._table = bytearray(_RECORD.size * slots)
 
-    def other_than(self, device: str, person: str) -> int | None:
-        """32 bits of the person met first on this device, when it was somebody else; else None.
+    def other_than(self, device: str, person: str, at_ms: int) -> Seen | None:
+        """Who was on this device, when it was somebody else; otherwise notes this person and says None.
 
         device: 16 hex digits, person: 32 hex digits, both evenly spread.
         """
         number = int(device, 16)
-        slot = number & self._mask
-        held, mine = self._slots[slot], short_name(person)
-        if held >> 32 == number >> 32:
-            return None if held & _LOW_32 == mine else held & _LOW_32
-        self._slots[slot] = number >> 32 << 32 | mine
+        place, check = (number & self._mask) * _RECORD.size, number >> 32
+        held, token, at_s = _RECORD.unpack_from(self._table, place)
+        if held == check and at_s and token != bytes.fromhex(person):
+            return Seen(token.hex(), at_s * _SECOND_MS)
+        _RECORD.pack_into(self._table, place, check, bytes.fromhex(person), at_ms // _SECOND_MS & 0xFFFFFFFF)
         return None
-
-
-def short_name(person: str) -> int:
-    """The first 32 bits of a person's token."""
-    return int(person[:8], 16)

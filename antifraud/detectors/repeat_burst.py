@@ -16,6 +16,7 @@ over weeks (layer C).
 
 from collections import Counter, deque
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Annotated
 
 import msgspec
@@ -26,6 +27,9 @@ from antifraud.signals import RedeemSignal, Signal
 from kernel.clock import business_day, from_ms
 
 DAY_S = 86_400
+QUARTER_MS = 900_000
+SEEN_MAX = 64
+"""A redemption that is told twice is told again soon."""
 
 
 class RepeatBurstRules(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,7 +87,7 @@ class _Shop:
     def __init__(self) -> None:
         self.days: dict[int, _Day] = {}
         self.evidence: deque[str] = deque(maxlen=EVIDENCE_MAX)
-        self.seen: deque[tuple[int, int]] = deque(maxlen=256)
+        self.seen: deque[int] = deque(maxlen=SEEN_MAX)
         self.newest_ms = 0
         self.told = 0
 
@@ -120,7 +124,7 @@ class RepeatBurst:
         if not isinstance(signal, RedeemSignal):
             return ()
         shop = self._shop(signal.merchant_no)
-        event = (signal.voucher_id, signal.at_ms)
+        event = hash((signal.voucher_id, signal.at_ms))
         if event in shop.seen:
             return ()
         shop.seen.append(event)
@@ -144,7 +148,7 @@ class RepeatBurst:
 
     def _add(self, shop: _Shop, signal: RedeemSignal) -> bool:
         """Counts a redemption; True when it is a repeat within the days that matter."""
-        number = business_day(from_ms(signal.at_ms)).toordinal()
+        number = _day_number(signal.at_ms // QUARTER_MS)
         newest = max(shop.days, default=number)
         if number <= newest - self._rules.days:
             return False
@@ -192,6 +196,12 @@ class RepeatBurst:
             since_ms=min(day.since_ms for day in shop.days.values()),
             at_ms=shop.newest_ms,
         )
+
+
+@lru_cache(maxsize=1024)
+def _day_number(quarter: int) -> int:
+    """The business day of a quarter of an hour; no city's midnight lies within one."""
+    return business_day(from_ms(quarter * QUARTER_MS)).toordinal()
 
 
 def _sum(shop: _Shop) -> _Sums:

@@ -1,6 +1,7 @@
 """What is wrong with a campaign file: each complaint has a line, a code and plain words."""
 
 from enum import StrEnum
+from typing import Self
 
 import msgspec
 
@@ -70,6 +71,11 @@ class Complaint(msgspec.Struct, frozen=True, order=True):
     message: str
     code: Code
 
+    @classmethod
+    def at(cls, spot: Spot, code: Code, message: str) -> Self:
+        """The complaint about a place."""
+        return cls(spot.line, spot.path, message, code)
+
 
 class Complaints:
     """Gathers complaints while a file is read."""
@@ -77,8 +83,8 @@ class Complaints:
     def __init__(self) -> None:
         self._complaints: list[Complaint] = []
 
-    def add(self, code: Code, spot: Spot, message: str) -> None:
-        self._complaints.append(Complaint(spot.line, spot.path, message, code))
+    def add(self, spot: Spot, code: Code, message: str) -> None:
+        self._complaints.append(Complaint.at(spot, code, message))
 
     def __len__(self) -> int:
         return len(self._complaints)

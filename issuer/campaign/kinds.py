@@ -24,6 +24,9 @@ ZONE = "Asia/Shanghai"
 END_OF_DAY = time(23, 59, 59)
 """The last second of a day, as vouchers print it; a voucher is good through it."""
 
+TEXT_MAX = 200
+"""Characters in one value; the longest that anything needs is a title."""
+
 _FLOAT = "tag:yaml.org,2002:float"
 _HUNDREDTHS = re.compile(r"[0-9]{1,3}(\.[0-9]{1,2})?")
 _MOMENT = re.compile(
@@ -50,6 +53,8 @@ class Kind(msgspec.Struct, Generic[T], frozen=True):
     def of(self, node: yaml.ScalarNode) -> T:
         """The value of a scalar. Raises Unreadable."""
         text = node.value.strip()
+        if len(text) > TEXT_MAX:
+            raise Unreadable(Code.BAD_TEXT, f"this value has {len(text)} characters; at most {TEXT_MAX} are possible")
         if self.is_number and node.tag == _FLOAT:
             words = f'{text} is a decimal number without quotes; write it in quotes, "{text}"'
             raise Unreadable(Code.UNQUOTED_DECIMAL, words)
@@ -91,6 +96,12 @@ def _read_percent_bp(text: str) -> int:
 
 PERCENT_BP = Kind(_read_percent_bp, "100", is_number=True)
 """A percentage with at most two decimals in the file, hundredths of a percent in the value."""
+
+
+def format_percent(share_bp: int) -> str:
+    """Hundredths of a percent as people write them: `5800` -> `"58"`, `3333` -> `"33.33"`."""
+    percent, rest = divmod(share_bp, 100)
+    return f"{percent}.{rest:02}" if rest else str(percent)
 
 
 def whole(low: int, high: int) -> Kind[int]:
@@ -186,7 +197,8 @@ LAST_MOMENT = Kind[datetime](lambda text: _read_moment(text, date_alone=END_OF_D
 
 def _read_zone(text: str) -> str:
     if text != ZONE:
-        raise Unreadable(Code.NOT_OF_ZONE, f"{text!r} is not supported: days of settlement are counted in {ZONE}; write that")
+        words = f"{text!r} is not supported, because days of settlement are counted in {ZONE}; write that"
+        raise Unreadable(Code.NOT_OF_ZONE, words)
     return text
 
 

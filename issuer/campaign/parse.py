@@ -14,7 +14,7 @@ import msgspec
 from issuer.campaign import kinds
 from issuer.campaign.apportion import apportion
 from issuer.campaign.complaints import Code, Complaint, Complaints
-from issuer.campaign.kinds import end_of_validity, ident, one_of, whole
+from issuer.campaign.kinds import end_of_validity, format_percent, ident, one_of, whole
 from issuer.campaign.model import (
     Campaign,
     Category,
@@ -28,8 +28,11 @@ from issuer.campaign.model import (
 )
 from issuer.campaign.source import read_tree
 from issuer.campaign.table import Table, Written
+from kernel.ids import ROUND_BITS
 from kernel.money import AMOUNT_FEN_MAX, BP_WHOLE
 
+ROUNDS_MAX = (1 << ROUND_BITS) - 1
+"""A voucher's number has ten bits for its round; round 0 is left out."""
 PARTNERS_MAX = 32
 CATEGORIES_MAX = 32
 STOCKS_MAX = 20_000
@@ -43,11 +46,11 @@ ROUND_ID = ident("[A-Za-z0-9-]{1,16}", "1 to 16 letters, digits and hyphens", "r
 REFUND_POLICY = one_of("RESTORE", "RETURN_TO_BUDGET")
 
 _TOP = (
-    "id title zone fund rollover expected_redemption opening_time partners categories"
-    " funding limits offer validity stocks rounds"
-).split()
-_ROUND = "id opens closes valid_until budget scale stocks".split()
-_STOCK = "partner category face quantity minimum".split()
+    *("id", "title", "zone", "fund", "rollover", "expected_redemption", "opening_time", "partners"),
+    *("categories", "funding", "limits", "offer", "validity", "stocks", "rounds"),
+)
+_ROUND = ("id", "opens", "closes", "valid_until", "budget", "scale", "stocks")
+_STOCK = ("partner", "category", "face", "quantity", "minimum")
 
 
 class StockLine(msgspec.Struct, frozen=True, kw_only=True):
@@ -179,16 +182,11 @@ def _funding(top: Table) -> Funding:
     if city is None or platform is None or merchant is None:
         return all_city
     if city + platform + merchant != BP_WHOLE:
-        shares = " + ".join(_percent(share) for share in (city, platform, merchant))
-        words = f"the shares must add up to 100: {shares} is {_percent(city + platform + merchant)}"
+        shares = " + ".join(format_percent(share) for share in (city, platform, merchant))
+        words = f"the shares must add up to 100: {shares} is {format_percent(city + platform + merchant)}"
         top.complain(Code.FUNDING_NOT_WHOLE, "funding", words)
         return all_city
     return Funding(city_bp=city, platform_bp=platform, merchant_bp=merchant)
-
-
-def _percent(share_bp: int) -> str:
-    percent, rest = divmod(share_bp, 100)
-    return f"{percent}.{rest:02}" if rest else str(percent)
 
 
 def _person_limit(top: Table) -> int:
@@ -198,9 +196,7 @@ def _person_limit(top: Table) -> int:
 
 
 def _offer(top: Table) -> Offer:
-    table = top.table(
-        "offer", what="offer", known=("minimum_spend_times", "vouchers_per_payment", "refund_policy")
-    )
+    table = top.table("offer", what="offer", known=("minimum_spend_times", "vouchers_per_payment", "refund_policy"))
     times = payment = policy = None
     if table is not None:
         times = table.read("minimum_spend_times", whole(1, 100))
@@ -259,7 +255,7 @@ def _stock_line(row: Table, least: int) -> Written[StockLine] | None:
 def _rounds(top: Table, rules: _Rules) -> tuple[list[Written[Round]], list[Lines]]:
     rounds: list[Written[Round]] = []
     lists: list[Lines] = []
-    rows = top.rows("rounds", what="round", known=_ROUND, most=10 * STOCKS_MAX)
+    rows = top.rows("rounds", what="round", known=_ROUND, most=ROUNDS_MAX)
     if len(rows) * len(rules.template) > STOCKS_MAX:
         words = f"{len(rows)} rounds of {len(rules.template)} stocks are more than {STOCKS_MAX:,} stocks in all"
         top.complain(Code.TOO_MANY, "rounds", words)

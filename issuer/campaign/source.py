@@ -26,8 +26,9 @@ _PLAIN_WORDS = {
     "expected <block end>": "this line is indented differently from its neighbours; start it below theirs",
     "cannot start any token": "a value may not start with this sign; put the value in quotes",
 }
-_WIDE_COLON = re.compile(r"^\s*(?:- *)?[a-z_]+\s*：", re.MULTILINE)
-_NO_SPACE = re.compile(r"^\s*(?:- )?[a-z_]+:[^\s]")
+_LINE_END = re.compile("\r\n|[\n\r\x85\u2028\u2029]")  # as YAML counts lines
+_WIDE_COLON = re.compile(r"\s*(?:- *)?[a-z_]+\s*：")
+_NO_SPACE = re.compile(r"\s*(?:- )?[a-z_]+:[^\s]")
 
 
 def read_tree(data: bytes, complaints: Complaints) -> yaml.MappingNode | None:
@@ -40,12 +41,13 @@ def read_tree(data: bytes, complaints: Complaints) -> yaml.MappingNode | None:
             return None
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
-        complaints.add(Code.NOT_YAML, *_explain(error, text))
+        spot, words = _explain(error, text)
+        complaints.add(spot, Code.NOT_YAML, words)
         return None
     if isinstance(node, yaml.MappingNode):
         return node
     what = "the file is empty" if node is None else "the file does not start with a field"
-    complaints.add(Code.EMPTY, Spot(line_of(node) if node else 1, _WHOLE_FILE), f'{what}; start with "id: my-campaign"')
+    complaints.add(Spot(line_of(node) if node else 1, _WHOLE_FILE), Code.EMPTY, f'{what}; start with "id: my-campaign"')
     return None
 
 
@@ -58,45 +60,43 @@ def line_of(node: yaml.Node) -> int:
 def _decode(data: bytes, complaints: Complaints) -> str | None:
     if len(data) > FILE_BYTES_MAX:
         words = f"the file has {len(data):,} bytes; a campaign has at most {FILE_BYTES_MAX:,}"
-        complaints.add(Code.TOO_BIG, Spot(1, _WHOLE_FILE), words)
+        complaints.add(Spot(1, _WHOLE_FILE), Code.TOO_BIG, words)
         return None
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         words = f'byte {data[error.start]:#04x} is not UTF-8; save the file again and choose the encoding "UTF-8"'
-        complaints.add(Code.NOT_UTF8, Spot(data[: error.start].count(b"\n") + 1, _WHOLE_FILE), words)
+        complaints.add(Spot(data[: error.start].count(b"\n") + 1, _WHOLE_FILE), Code.NOT_UTF8, words)
         return None
 
 
 def _has_plain_characters(text: str, complaints: Complaints) -> bool:
-    for match in yaml.reader.Reader.NON_PRINTABLE.finditer(text):
-        words = f"the invisible character U+{ord(match[0]):04X} stands here; delete it"
-        complaints.add(Code.ODD_CHARACTER, _spot(text, match.start()), words)
-    for match in re.finditer(r"^.*?\t.*$", text, re.MULTILINE):
-        complaints.add(Code.TAB, _spot(text, match.start()), "this line has a tab in it; write spaces instead")
-    for match in _WIDE_COLON.finditer(text):
-        words = "this line has a full-width colon (：); write an ordinary colon and a space instead (: )"
-        complaints.add(Code.FULL_WIDTH_COLON, _spot(text, match.end() - 1), words)
+    for number, line in enumerate(_LINE_END.split(text), start=1):
+        spot = Spot(number, _WHOLE_FILE)
+        if (match := yaml.reader.Reader.NON_PRINTABLE.search(line)) is not None:
+            words = f"the invisible character U+{ord(match[0]):04X} stands on this line; delete it"
+            complaints.add(spot, Code.ODD_CHARACTER, words)
+        if "\t" in line:
+            complaints.add(spot, Code.TAB, "this line has a tab in it; write spaces instead")
+        if _WIDE_COLON.match(line):
+            words = "this line has a full-width colon (：); write an ordinary colon and a space instead (: )"
+            complaints.add(spot, Code.FULL_WIDTH_COLON, words)
     return not len(complaints)
-
-
-def _spot(text: str, position: int) -> Spot:
-    return Spot(text.count("\n", 0, position) + 1, _WHOLE_FILE)
 
 
 def _is_plain(text: str, complaints: Complaints) -> bool:
     """Looks at the events before a tree is built: an alias could make it endless, depth could exhaust the stack."""
     depth = documents = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        spot = Spot(event.start_mark.line + 1, _WHOLE_FILE)
+        spot = Spot(event.start_mark.line + 1 if event.start_mark else 1, _WHOLE_FILE)
         documents += isinstance(event, yaml.DocumentStartEvent)
         depth += isinstance(event, yaml.CollectionStartEvent)
         depth -= isinstance(event, yaml.CollectionEndEvent)
         if depth > DEPTH_MAX:
-            complaints.add(Code.TOO_DEEP, spot, f"brackets or indentation nest more than {DEPTH_MAX} deep")
+            complaints.add(spot, Code.TOO_DEEP, f"brackets or indentation nest more than {DEPTH_MAX} deep")
             return False
         if documents > 1:
-            complaints.add(Code.SECOND_DOCUMENT, spot, "a second document starts here (---); write one campaign a file")
+            complaints.add(spot, Code.SECOND_DOCUMENT, "a second document starts here (---); write one campaign a file")
             return False
         _refuse_clever(event, spot, complaints)
     return not len(complaints)
@@ -105,11 +105,11 @@ def _is_plain(text: str, complaints: Complaints) -> bool:
 def _refuse_clever(event: yaml.Event, spot: Spot, complaints: Complaints) -> None:
     if isinstance(event, yaml.NodeEvent) and event.anchor is not None:
         sign = "*" if isinstance(event, yaml.AliasEvent) else "&"
-        words = f"{sign}{event.anchor} is a YAML shortcut; write the value out (text that starts with {sign} needs quotes)"
-        complaints.add(Code.ANCHOR, spot, words)
+        words = f"{sign}{event.anchor} is a YAML shortcut; write the value out, or in quotes if it is text"
+        complaints.add(spot, Code.ANCHOR, words)
     if isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent) and event.tag is not None:
-        words = f"{event.tag} is a YAML tag; leave it out (text that starts with ! needs quotes)"
-        complaints.add(Code.TAG, spot, words)
+        words = f"{event.tag} is a YAML tag; leave it out, or put the text in quotes"
+        complaints.add(spot, Code.TAG, words)
 
 
 def _explain(error: yaml.MarkedYAMLError, text: str) -> tuple[Spot, str]:
@@ -117,7 +117,7 @@ def _explain(error: yaml.MarkedYAMLError, text: str) -> tuple[Spot, str]:
     is_key_broken = "expected ':'" in problem or "end of stream" in problem
     mark = (error.context_mark if is_key_broken else None) or error.problem_mark or error.context_mark
     line = (mark.line if mark else 0) + 1
-    lines = text.splitlines()
+    lines = _LINE_END.split(text)
     if line <= len(lines) and _NO_SPACE.match(lines[line - 1]):
         return Spot(line, _WHOLE_FILE), "a space is missing after the colon; write name: value"
     words = next((plain for said, plain in _PLAIN_WORDS.items() if said in problem), f"this is not YAML: {problem}")

@@ -13,6 +13,9 @@ from issuer.campaign.source import line_of
 
 T = TypeVar("T")
 
+NAME_MAX = 40
+"""Letters of a field's name that are looked at; all names are shorter."""
+
 _NULL = "tag:yaml.org,2002:null"
 
 
@@ -46,7 +49,7 @@ class Table:
 
     def complain(self, code: Code, key: str, message: str) -> None:
         """Adds a complaint about a field."""
-        self.complaints.add(code, self.spot_of(key), message)
+        self.complaints.add(self.spot_of(key), code, message)
 
     def read(self, key: str, kind: Kind[T], *, required: bool = True) -> T | None:
         """The field's value; None when it is left out or cannot be read."""
@@ -94,21 +97,21 @@ class Table:
         if isinstance(node, yaml.MappingNode):
             return Table(node, path=path, what=what, known=known, complaints=self.complaints)
         words = f'a {what} must hold fields; write "- {known[0]}: ..."'
-        self.complaints.add(Code.WRONG_SHAPE, Spot(line_of(node), path), words)
+        self.complaints.add(Spot(line_of(node), path), Code.WRONG_SHAPE, words)
         return None
 
     def _take(self, key: yaml.Node, value: yaml.Node) -> None:
-        name = key.value if isinstance(key, yaml.ScalarNode) else "?"
+        name = key.value[:NAME_MAX] if isinstance(key, yaml.ScalarNode) else "?"
         spot = Spot(line_of(key), self._path(name))
         if name in self._seen:
             words = f"{name} is written twice, first on line {self._seen[name]}; keep one of them"
-            self.complaints.add(Code.DUPLICATE_KEY, spot, words)
+            self.complaints.add(spot, Code.DUPLICATE_KEY, words)
             return
         self._seen[name] = spot.line
         if name in self._known:
             self._fields[name] = value
         else:
-            self.complaints.add(Code.UNKNOWN_FIELD, spot, f"{self.what} has no field {name!r}; {self._advice(name)}")
+            self.complaints.add(spot, Code.UNKNOWN_FIELD, f"{self.what} has no field {name!r}; {self._advice(name)}")
 
     def _advice(self, name: str) -> str:
         near = get_close_matches(name, self._known, n=1)

@@ -7,7 +7,7 @@ import msgspec
 import sql
 from kernel.postgres import Connection
 from redemption.settlement.answer_csv import BankAnswer, read_answer
-from redemption.settlement.batch import Batch, get_batch
+from redemption.settlement.batch import Batch, fetch_one, get_batch
 from redemption.settlement.refusals import Refused, Why, staff_name
 from redemption.settlement.settle import as_refused
 
@@ -66,15 +66,13 @@ async def keep_answer(conn: Connection, batch_no: int, told: BankAnswer, now: da
     return file_no
 
 
-async def _import(
-    conn: Connection, batch_no: int, told: BankAnswer, name: str, now: datetime
-) -> Answered | Refused:
+async def _import(conn: Connection, batch_no: int, told: BankAnswer, name: str, now: datetime) -> Answered | Refused:
     transaction = conn.transaction()
     await transaction.start()
     try:
         await conn.execute(_queries["lock_batch"], batch_no)
         file_no = await keep_answer(conn, batch_no, told, now)
-        row = await conn.fetchrow(_queries["answer"], file_no, name, now)
+        row = await fetch_one(conn, _queries["answer"], file_no, name, now)
         replayed = row["refusal"] == "REPLAYED"
         refused = None if replayed else as_refused(row["refusal"], row["detail"])
         outcome = refused or await _outcome(conn, batch_no, file_no, replayed)
@@ -92,5 +90,5 @@ async def _outcome(conn: Connection, batch_no: int, file_no: int, replayed: bool
     batch = await get_batch(conn, batch_no)
     if isinstance(batch, Refused):
         return batch
-    counts = await conn.fetchrow(_queries["answered_by_file"], file_no)
+    counts = await fetch_one(conn, _queries["answered_by_file"], file_no)
     return Answered(batch=batch, replayed=replayed, **counts)

@@ -94,7 +94,8 @@ def _read_row(row_no: int, cells: list[str]) -> AnswerRow:
         raise ValueError("amount_fen is above zero")
     if number(line_no) > 2**31 - 1:
         raise ValueError("there is no line with so high a number")
-    if max(len(account), len(bank_reference), len(reason)) > TEXT_LENGTH_MAX or "\0" in account + bank_reference + reason:
+    texts = (account, bank_reference, reason)
+    if max(map(len, texts)) > TEXT_LENGTH_MAX or any("\0" in text for text in texts):
         raise ValueError(f"a text has up to {TEXT_LENGTH_MAX} characters and no NUL")
     day = date.fromisoformat(booked_on)
     return AnswerRow(row_no, number(line_no), account, number(amount_fen), result, day, bank_reference, reason)

@@ -5,8 +5,10 @@ from datetime import date, datetime
 from typing import Any, TypeVar
 
 import msgspec
+from asyncpg import Record
 
 import sql
+from kernel.errors import Broken
 from kernel.postgres import Connection
 from redemption.settlement.refusals import Refused, Why
 
@@ -99,6 +101,14 @@ async def find_campaign(conn: Connection, campaign_id: str) -> int | Refused:
     """The number of a campaign. UNKNOWN_CAMPAIGN if there is none."""
     campaign_no: int | None = await conn.fetchval(_queries["campaign_no"], campaign_id)
     return Refused(Why.UNKNOWN_CAMPAIGN, f"there is no campaign {campaign_id}") if campaign_no is None else campaign_no
+
+
+async def fetch_one(conn: Connection, query: str, *arguments: object) -> Record:
+    """The row of a query that always has one. Raises Broken if it has none."""
+    row = await conn.fetchrow(query, *arguments)
+    if row is None:
+        raise Broken("a query that always answers has no answer")
+    return row
 
 
 def fill(kind: type[Row], row: Any) -> Row:

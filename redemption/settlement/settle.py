@@ -6,7 +6,7 @@ import sql
 from kernel.clock import business_day
 from kernel.errors import Broken
 from kernel.postgres import Connection
-from redemption.settlement.batch import Batch, get_batch
+from redemption.settlement.batch import Batch, fetch_one, get_batch
 from redemption.settlement.refusals import Refused, Why, staff_name
 
 _queries = sql.load("settlement")
@@ -26,7 +26,7 @@ async def propose(conn: Connection, campaign_no: int, day: date, by: str, now: d
     if day >= business_day(now):
         return Refused(Why.DAY_NOT_OVER, f"{day} can be settled once it is over in the city")
     await close_day(conn, day, now)
-    row = await conn.fetchrow(_queries["propose"], campaign_no, day, name, now)
+    row = await fetch_one(conn, _queries["propose"], campaign_no, day, name, now)
     refused = as_refused(row["refusal"], row["detail"])
     return refused or await _standing(conn, row["batch_no"])
 
@@ -69,7 +69,7 @@ async def _decide(
     name = staff_name(by)
     if isinstance(name, Refused):
         return name
-    row = await conn.fetchrow(_queries["decide"], batch_no, is_approved, name, why, now)
+    row = await fetch_one(conn, _queries["decide"], batch_no, is_approved, name, why, now)
     return as_refused(row["refusal"], row["detail"]) or await _standing(conn, batch_no)
 
 

@@ -2,16 +2,18 @@
 how its settlement lines stand. The same rows that the ledger adds up, so the closing balance is the ledger's.
 """
 
+from collections.abc import Sequence
 from datetime import date, datetime, timedelta
 from datetime import time as time_of_day
 
 import msgspec
+from asyncpg import Record
 
 import sql
 from kernel.clock import CITY_ZONE, rfc3339
 from kernel.codes import CodeBook
 from kernel.postgres import Connection
-from redemption.settlement.batch import Line, fill, fill_all
+from redemption.settlement.batch import Line, fetch_one, fill_all
 from redemption.settlement.refusals import Refused, Why
 
 CODE_TAIL_LENGTH = 6
@@ -83,20 +85,17 @@ async def statement(
     not closed yet can still grow.
     """
     begin, end = _bounds(day)
+    offset, limit = max(0, offset), max(1, min(limit, ENTRIES_MAX))
     async with conn.transaction(isolation="repeatable_read", readonly=True):
         merchant = await conn.fetchrow(_queries["merchant"], merchant_no)
         if merchant is None:
             return Refused(Why.UNKNOWN_MERCHANT, f"there is no merchant {merchant_no}")
-        opening_fen = await conn.fetchval(_queries["merchant_opening"], merchant_no, day, begin)
-        totals = await conn.fetchrow(_queries["merchant_day_totals"], merchant_no, day)
-        lines = fill_all(Line, await conn.fetch(_queries["merchant_lines"], merchant_no, day, begin, end))
-        limit = max(1, min(limit, ENTRIES_MAX))
-        rows = await conn.fetch(_queries["merchant_day_entries"], merchant_no, day, limit, max(0, offset))
-    settled_fen = sum(line.amount_fen for line in lines if _within(line.approved_at, begin, end) and line.state != "HELD")
-    voided_fen = sum(
-        line.amount_fen for line in lines if _within(line.answered_at, begin, end) and line.state == "REJECTED"
-    )
-    following = max(0, offset) + len(rows)
+        opening_fen: int = await conn.fetchval(_queries["merchant_opening"], merchant_no, day, begin)
+        totals = await fetch_one(conn, _queries["merchant_day_totals"], merchant_no, day)
+        lines = await conn.fetch(_queries["merchant_lines"], merchant_no, day, begin, end)
+        rows = await conn.fetch(_queries["merchant_day_entries"], merchant_no, day, limit, offset)
+    settled_fen, voided_fen = _moved(fill_all(Line, lines), begin, end)
+    following = offset + len(rows)
     return Statement(
         merchant_id=merchant["merchant_id"],
         merchant_name=merchant["name"],
@@ -106,16 +105,37 @@ async def statement(
         settled_fen=settled_fen,
         voided_fen=voided_fen,
         closing_fen=opening_fen + totals["redeemed_fen"] - totals["refunded_fen"] - settled_fen + voided_fen,
-        settlement=[fill(SettledLine, _Columns(line)) for line in lines],
+        settlement=fill_all(SettledLine, lines),
         entries=[_entry(row, codes) for row in rows],
         next_offset=following if following < totals["redeemed_count"] + totals["refunded_count"] else None,
     )
 
 
 def _bounds(day: date) -> tuple[datetime, datetime]:
-    begin = datetime.combine(day, time_of_day(), CITY_ZONE)
-    return begin, datetime.combine(day + timedelta(days=1), time_of_day(), CITY_ZONE)
+    begin, end = (datetime.combine(one, time_of_day(), CITY_ZONE) for one in (day, day + timedelta(days=1)))
+    return begin, end
+
+
+def _moved(lines: Sequence[Line], begin: datetime, end: datetime) -> tuple[int, int]:
+    """What went into settlement between two moments, and what the bank sent back between them."""
+    settled = (line for line in lines if line.state != "HELD" and _within(line.approved_at, begin, end))
+    voided = (line for line in lines if line.state == "REJECTED" and _within(line.answered_at, begin, end))
+    return sum(line.amount_fen for line in settled), sum(line.amount_fen for line in voided)
 
 
 def _within(moment: datetime | None, begin: datetime, end: datetime) -> bool:
     return moment is not None and begin <= moment < end
+
+
+def _entry(row: Record, codes: CodeBook) -> Entry:
+    return Entry(
+        kind=row["kind"],
+        occurred_at=rfc3339(row["occurred_at"]),
+        code_tail=codes.encode(row["voucher_id"])[-CODE_TAIL_LENGTH:],
+        bill_fen=row["bill_fen"],
+        subsidy_fen=row["subsidy_fen"],
+        use_request_no=row["use_request_no"],
+        refund_request_no=row["refund_request_no"],
+        order_no=row["order_no"],
+        terminal_id=row["terminal_id"],
+    )

@@ -5,13 +5,9 @@
 -- named examined_* count what was looked at. They read rows that are never changed; a checkpoint
 -- (account, merchant_day) is read only to be compared. All run in one snapshot, as the auditor.
 
--- name: prepare_session
--- Gives the sorts and hashes of one audit room, until its transaction ends.
-SELECT set_config('work_mem', '128MB', true), set_config('jit', 'off', true)
-
--- name: taken_at
--- When the snapshot was taken, by the database's clock.
-SELECT transaction_timestamp()
+-- name: open_room
+-- Takes the snapshot, gives the sorts and hashes of one audit room, and answers when that was, by the database's clock.
+SELECT transaction_timestamp(), set_config('work_mem', '128MB', true), set_config('jit', 'off', true)
 
 -- ---------------------------------------------------------------- how many rows there are
 
@@ -34,6 +30,10 @@ SELECT count(*) FROM campaign
 -- name: examined_shards
 -- All shards.
 SELECT coalesce(max(shards), 0)::bigint FROM city
+
+-- name: stock_quantities
+-- How many vouchers each stock has, by round.
+SELECT round_no, stock_no, quantity FROM stock ORDER BY round_no, stock_no
 
 -- name: examined_transfers
 -- All transfers.
@@ -676,15 +676,17 @@ SELECT format('%s: booked %s, ordered %s (fen)', reference, coalesce(t.amount_fe
  ORDER BY reference LIMIT $1
 
 -- name: a6h_files_are_whole
--- Files of partners and of the bank whose rows are not as many as their trailers say.
+-- Files of partners and of the bank whose kept rows are not what their trailers say, in number and money.
 SELECT what, count(*) OVER () AS violations
-  FROM (SELECT format('flow file %s of partner %s for %s: trailer %s rows, %s kept', f.file_no, f.partner_no, f.day, f.row_count, count(w.file_no)) AS what
+  FROM (SELECT format('flow file %s of partner %s for %s: trailer %s rows and %s fen, kept %s rows and %s fen', f.file_no, f.partner_no, f.day,
+                      f.row_count, f.amount_fen, count(w.file_no), coalesce(sum(w.subsidy_fen), 0)) AS what
           FROM flow_file f LEFT JOIN flow_row w USING (file_no)
-         GROUP BY f.file_no HAVING count(w.file_no) <> f.row_count
+         GROUP BY f.file_no HAVING count(w.file_no) <> f.row_count OR coalesce(sum(w.subsidy_fen), 0) <> f.amount_fen
         UNION ALL
-        SELECT format('bank file %s of batch %s: trailer %s rows, %s kept', f.bank_file_no, f.batch_no, f.row_count, count(w.bank_file_no))
+        SELECT format('bank file %s of batch %s: trailer %s rows and %s fen, kept %s rows and %s fen', f.bank_file_no, f.batch_no,
+                      f.row_count, f.amount_fen, count(w.bank_file_no), coalesce(sum(w.amount_fen), 0))
           FROM bank_file f LEFT JOIN bank_row w USING (bank_file_no)
-         GROUP BY f.bank_file_no HAVING count(w.bank_file_no) <> f.row_count) AS torn
+         GROUP BY f.bank_file_no HAVING count(w.bank_file_no) <> f.row_count OR coalesce(sum(w.amount_fen), 0) <> f.amount_fen) AS torn
  ORDER BY what LIMIT $1
 
 -- ---------------------------------------------------------------- A7: the records themselves
@@ -778,3 +780,63 @@ SELECT what, count(*) OVER () AS violations
         SELECT format('policy %s lets everyone post transfers', polname)
           FROM pg_policy WHERE polrelid = to_regclass('transfer') AND polcmd <> 'r' AND 0 = ANY (polroles)) AS right_given
  ORDER BY what LIMIT $1
+
+-- ---------------------------------------------------------------- what clients were told
+
+-- name: partner_names
+-- Our numbers of partners, by the names they use.
+SELECT partner_id, partner_no FROM partner
+
+-- name: merchant_names
+-- Our numbers of merchants, by the names they use.
+SELECT merchant_id, merchant_no FROM merchant
+
+-- name: stock_names
+-- Our numbers of stocks and their rounds, by the names that clients use.
+SELECT stock_id, stock_no, round_no FROM stock
+
+-- name: log_claims
+-- What claims ($1 bucket, $2 key, $3 person, $4 number, $5 partner, $6 round) brought: how often, and the first of it. In order.
+SELECT coalesce(v.times, 0) AS times, v.voucher_id, v.stock_no
+  FROM unnest($1::smallint[], $2::bigint[], $3::uuid[], $4::text[], $5::smallint[], $6::bigint[]) WITH ORDINALITY
+       AS a(bucket, request_key, person, out_request_no, partner_no, round_no, position)
+  LEFT JOIN LATERAL (
+       SELECT count(*) OVER () AS times, v.voucher_id, v.stock_no
+         FROM voucher v JOIN stock s USING (stock_no)
+        WHERE v.bucket = a.bucket AND v.request_key = a.request_key AND v.person = a.person AND v.out_request_no = a.out_request_no
+          AND s.partner_no = a.partner_no AND v.voucher_id >= a.round_no << 38 AND v.voucher_id < (a.round_no + 1) << 38
+        ORDER BY v.voucher_id LIMIT 1) v ON true
+ ORDER BY a.position
+
+-- name: log_redemptions
+-- What redemptions ($1 voucher, $2 merchant, $3 number) left: how often, and the first of it. In order.
+SELECT coalesce(r.times, 0) AS times, r.bill_fen, r.subsidy_fen, r.order_no
+  FROM city c CROSS JOIN unnest($1::bigint[], $2::integer[], $3::text[]) WITH ORDINALITY AS a(voucher_id, merchant_no, use_request_no, position)
+  LEFT JOIN LATERAL (
+       SELECT count(*) OVER () AS times, r.bill_fen, r.subsidy_fen, r.order_no
+         FROM redemption r
+        WHERE r.bucket = ((a.voucher_id >> 28) & 1023) * c.buckets / 1024 AND r.voucher_id = a.voucher_id
+          AND r.merchant_no = a.merchant_no AND r.use_request_no = a.use_request_no
+        ORDER BY r.attempt LIMIT 1) r ON true
+ ORDER BY a.position
+
+-- name: log_refunds
+-- What refunds ($1 bucket and $2 key of the number, $3 merchant, $4 number) left: how often, and the first of it. In order.
+SELECT coalesce(f.times, 0) AS times, f.refund_fen, f.subsidy_fen, f.use_request_no
+  FROM city c CROSS JOIN unnest($1::smallint[], $2::uuid[], $3::integer[], $4::text[]) WITH ORDINALITY
+       AS a(bucket, request_key, merchant_no, refund_request_no, position)
+  LEFT JOIN request_number n ON n.bucket = a.bucket AND n.request_key = a.request_key
+  LEFT JOIN LATERAL (
+       SELECT count(*) OVER () AS times, f.refund_fen, f.subsidy_fen, r.use_request_no
+         FROM refund f JOIN redemption r USING (bucket, voucher_id, attempt)
+        WHERE f.bucket = ((n.voucher_id >> 28) & 1023) * c.buckets / 1024 AND f.voucher_id = n.voucher_id
+          AND f.merchant_no = a.merchant_no AND f.refund_request_no = a.refund_request_no
+        ORDER BY f.attempt LIMIT 1) f ON true
+ ORDER BY a.position
+
+-- name: log_sold_out
+-- Of these stocks ($1) those with vouchers left.
+SELECT s.stock_id, s.quantity, coalesce(v.issued, 0) AS issued
+  FROM stock s LEFT JOIN (SELECT stock_no, count(*) AS issued FROM voucher GROUP BY stock_no) v USING (stock_no)
+ WHERE s.stock_id = ANY ($1::text[]) AND coalesce(v.issued, 0) < s.quantity
+ ORDER BY s.stock_id

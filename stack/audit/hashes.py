@@ -24,9 +24,7 @@ async def claims_hash_right(room: Room) -> Found:
     return Found(examined, wrong, tuple(shown))
 
 
-def _claim_fault(
-    voucher_id: int, person: Any, key: int, partner_no: int, out_request_no: str
-) -> str | None:
+def _claim_fault(voucher_id: int, person: Any, key: int, partner_no: int, out_request_no: str) -> str | None:
     partition = unpack_voucher_id(voucher_id).partition
     if partition != partition_of(person.bytes):
         return f"voucher {voucher_id}: partition {partition} is not that of person {person}"
@@ -57,9 +55,7 @@ async def _unregistered(room: Room, numbers: Sequence[Number], buckets: int) -> 
     return [row["position"] - 1 for row in rows]
 
 
-def _number(
-    scope: int, merchant_no: int, text: str, voucher_id: int, use: str, order: str, fen: int
-) -> Number:
+def _number(scope: int, merchant_no: int, text: str, voucher_id: int, use: str, order: str, fen: int) -> Number:
     """The registration as it must be; redemption/checkout.py and redemption/refund.py make it."""
     key = number_key(Scope(scope), merchant_no, text)
     match scope:

@@ -30,7 +30,8 @@ class StatementReport(msgspec.Struct, frozen=True, kw_only=True):
     """All of them, also those not shown."""
     shown: tuple[str, ...]
     """At most SHOWN_MAX violating rows, each in words that find it."""
-    skipped_because: str | None
+    skipped_because_en: str | None
+    skipped_because_zh: str | None
     elapsed_ms: int
 
 

@@ -25,7 +25,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     log_ends: Mapping[int, str] | None = None
     """Last entry of each shard's log, read before the snapshot."""
     demand: Mapping[int, int] | None = None
-    """People who asked for each stock and were allowed to, from the clients' own log."""
+    """How many people asked for each stock who were allowed to, from the clients' own log."""
 
 
 class Found(NamedTuple):
@@ -39,7 +39,8 @@ class Found(NamedTuple):
 class Skipped(NamedTuple):
     """A statement that could not be checked, and why."""
 
-    because: str
+    because_en: str
+    because_zh: str
 
 
 class Room:
@@ -50,21 +51,24 @@ class Room:
         self.evidence = evidence
         self._counts: dict[str, int] = {}
 
-    async def count(self, query: str) -> int:
+    async def count(self, query: str, *arguments: object) -> int:
         """What a counting query answers; asked once an audit."""
         if query not in self._counts:
-            self._counts[query] = await self.value(query)
+            self._counts[query] = await self.value(query, *arguments)
         return self._counts[query]
 
-    async def value(self, query: str) -> Any:
+    async def value(self, query: str, *arguments: object) -> Any:
         """The one value that a query answers."""
-        return await self.connection.fetchval(queries[query], timeout=QUERY_TIMEOUT_S)
+        return await self.connection.fetchval(queries[query], *arguments, timeout=QUERY_TIMEOUT_S)
+
+    async def names(self, query: str) -> list[str]:
+        """The first column of a query's rows."""
+        rows = await self.connection.fetch(queries[query], timeout=QUERY_TIMEOUT_S)
+        return [row[0] for row in rows]
 
     async def violations(self, query: str, *arguments: object) -> tuple[int, tuple[str, ...]]:
-        """How many rows break a statement, and the first of them in words."""
-        rows = await self.connection.fetch(
-            queries[query], SHOWN_MAX, *arguments, timeout=QUERY_TIMEOUT_S
-        )
+        """How many rows break a statement, and the first SHOWN_MAX of them in words."""
+        rows = await self.connection.fetch(queries[query], SHOWN_MAX, *arguments, timeout=QUERY_TIMEOUT_S)
         return (rows[0]["violations"] if rows else 0), tuple(row["what"] for row in rows)
 
 
@@ -76,7 +80,6 @@ def rows(query: str, examined: str) -> Check:
     """The usual check: a query that returns the violating rows, and one that counts the examined."""
 
     async def check(room: Room) -> Found:
-        violations, shown = await room.violations(query)
-        return Found(await room.count(examined), violations, shown)
+        return Found(await room.count(examined), *await room.violations(query))
 
     return check

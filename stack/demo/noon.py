@@ -10,7 +10,7 @@ import msgspec
 
 from kernel.clock import Clock
 from kernel.signing import Signer
-from stack.audit.clientlog import ClaimTold
+from stack.audit.clientlog import UNKNOWN, ClaimTold
 from stack.demo.client import Client, Reply
 from stack.demo.people import Citizen
 
@@ -42,6 +42,8 @@ class Won(msgspec.Struct, frozen=True):
     face_fen: int
     minimum_fen: int
     partner_id: str
+    stock_id: str
+    out_request_no: str
 
 
 class Platform(msgspec.Struct, frozen=True):
@@ -72,7 +74,9 @@ class Rush(msgspec.Struct):
 class Noon:
     """Plays the rush of one round against the claim service."""
 
-    def __init__(self, client: Client, clock: Clock, opens_at: datetime, seed: int, advance: Callable[[int], None]) -> None:
+    def __init__(
+        self, client: Client, clock: Clock, opens_at: datetime, seed: int, advance: Callable[[int], None]
+    ) -> None:
         self._client = client
         self._clock = clock
         self._opens_at = opens_at
@@ -185,4 +189,18 @@ def _won(press: Press, category: str, reply: Reply) -> Won:
         body["face_value_fen"],
         body["transaction_minimum_fen"],
         press.citizen.partner_id,
+        body["stock_id"],
+        body["out_request_no"],
+    )
+
+
+def _told(platform: Platform, press: Press, stock_id: str, reply: Reply) -> ClaimTold:
+    granted = reply.status == 200
+    return ClaimTold(
+        outcome="GRANTED" if granted else reply.code or UNKNOWN,
+        partner_id=platform.partner_id,
+        person_token=press.citizen.person,
+        stock_id=stock_id,
+        out_request_no=press.number,
+        voucher_code=reply.body["voucher_code"] if granted else None,
     )

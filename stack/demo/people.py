@@ -14,7 +14,7 @@ DISTRICTS = (
     "Jiang'an", "Jianghan", "Qiaokou", "Hanyang", "Wuchang", "Qingshan", "Hongshan",
     "Dongxihu", "Hannan", "Caidian", "Jiangxia", "Huangpi", "Xinzhou",
 )  # fmt: skip
-CATEGORY_WEIGHTS = {"dining": 40, "mall": 20, "market": 30, "culture": 10}
+CATEGORY_WEIGHTS = {"dining": 35, "malls": 10, "supermarkets": 40, "culture": 15}
 FARMS, FARM_ACCOUNTS = 5, 20
 RINGS, RING_PEOPLE = 3, 12
 LOOPERS, LOOPS = 4, 4
@@ -53,6 +53,8 @@ class City(msgspec.Struct, frozen=True):
     merchants: Sequence[NewMerchant]
     farms: Sequence[str]
     """Device tokens of the planted device farms."""
+    farmers: Sequence[str]
+    """The farms' accounts."""
     rings: Sequence[Ring]
     loopers: Sequence[Looper]
 
@@ -65,7 +67,9 @@ class City(msgspec.Struct, frozen=True):
 Token = Callable[[str], str]
 
 
-def make_city(seed: int, citizens: int, merchants: int, partners: Sequence[str], categories: Sequence[str], token: Token) -> City:
+def make_city(
+    seed: int, citizens: int, merchants: int, partners: Sequence[str], categories: Sequence[str], token: Token
+) -> City:
     """A city of so many citizens and merchants. `token` turns an identity into its keyed token."""
     random = Random(seed)
     shops = [_merchant(random, i, categories) for i in range(merchants)]
@@ -76,10 +80,10 @@ def make_city(seed: int, citizens: int, merchants: int, partners: Sequence[str],
     ]
     loopers = [Looper(first[RINGS + i].merchant_id, token(f"looper-{i}")) for i in range(LOOPERS)]
     crowd = _crowd(random, citizens, partners, categories, token)
-    cheats = [*_farmers(random, farms, partners, categories, token), *_insiders(rings, loopers, partners, categories, token)]
-    for cheat in cheats:
+    farmers = _farmers(random, farms, partners, categories, token)
+    for cheat in [*farmers, *_insiders(rings, loopers, partners, categories, token)]:
         crowd.insert(random.randrange(1 + len(crowd) // 20), cheat)  # bots are quick
-    return City(crowd, shops, farms, rings, loopers)
+    return City(crowd, shops, farms, [farmer.person for farmer in farmers], rings, loopers)
 
 
 def _merchant(random: Random, i: int, categories: Sequence[str]) -> NewMerchant:
@@ -94,7 +98,9 @@ def _merchant(random: Random, i: int, categories: Sequence[str]) -> NewMerchant:
     )
 
 
-def _crowd(random: Random, citizens: int, partners: Sequence[str], categories: Sequence[str], token: Token) -> list[Citizen]:
+def _crowd(
+    random: Random, citizens: int, partners: Sequence[str], categories: Sequence[str], token: Token
+) -> list[Citizen]:
     weights = [CATEGORY_WEIGHTS.get(category, 10) for category in categories]
     platform = random.choices(partners, PLATFORM_WEIGHTS[: len(partners)], k=citizens)
     wanted = random.choices(categories, weights, k=citizens)

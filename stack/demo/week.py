@@ -4,12 +4,14 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime, timedelta
 from random import Random
+from typing import Any
 
 import msgspec
 
-from kernel.clock import FileClock
+from kernel.clock import FileClock, business_day
 from kernel.signing import Signer
-from stack.audit.clientlog import RedeemTold, RefundTold
+from redemption.reconciliation.flow_file import FlowRow
+from stack.audit.clientlog import UNKNOWN, RedeemTold, RefundTold
 from stack.demo.client import Client, Reply, each
 from stack.demo.noon import Won
 from stack.demo.people import City
@@ -38,25 +40,18 @@ class Sale(msgspec.Struct, frozen=True):
         return self.bill_fen - self.won.face_fen
 
 
-class Ledgered(msgspec.Struct, frozen=True):
+class Booked(msgspec.Struct, frozen=True):
     """What a till was told: the shop's own books, from which platforms write their flow files."""
 
-    kind: str
     partner_id: str
-    merchant_id: str
-    use_request_no: str
-    refund_request_no: str
-    code: str
-    subsidy_fen: int
-    bill_fen: int
-    at: str
     day: date
+    row: FlowRow
 
 
 class Week(msgspec.Struct):
     """What the tills saw in the week."""
 
-    books: list[Ledgered] = msgspec.field(default_factory=list)
+    books: list[Booked] = msgspec.field(default_factory=list)
     redeems: list[RedeemTold] = msgspec.field(default_factory=list)
     refunds: list[RefundTold] = msgspec.field(default_factory=list)
     refused: Counter[str] = msgspec.field(default_factory=Counter)
@@ -68,7 +63,13 @@ class Shops:
     """Plays the days of the week against the checkout service."""
 
     def __init__(
-        self, client: Client, clock: FileClock, city: City, signers: Mapping[str, Signer], seed: int, advance: Callable[[int], None]
+        self,
+        client: Client,
+        clock: FileClock,
+        city: City,
+        signers: Mapping[str, Signer],
+        seed: int,
+        advance: Callable[[int], None],
     ) -> None:
         self._client = client
         self._clock = clock
@@ -111,11 +112,16 @@ class Shops:
         self._advance(1)
 
     async def _rings(self, won: Sequence[Won]) -> None:
+        """Each helper uses all they grabbed, hands two back, and uses those once more."""
         hands = _hands(won)
         for ring in self._city.rings:
-            sales = [self._sale(voucher, ring.merchant_id) for person in ring.people for voucher in hands[person]]
-            for sale in sales:
-                await self._redeem(sale)
+            for person in ring.people:
+                first = [self._sale(voucher, ring.merchant_id) for voucher in hands[person]]
+                for sale in first:
+                    await self._redeem(sale)
+                for sale in first[:2]:
+                    await self._refund(sale)
+                    await self._redeem(self._sale(sale.won, ring.merchant_id))
 
     async def _loops(self, won: Sequence[Won]) -> None:
         hands = _hands(won)
@@ -136,7 +142,7 @@ class Shops:
         reply = await self._call(sale.merchant_id, "/v1/redemptions", body)
         self.week.redeems.append(_redeem_told(sale, reply))
         if reply.status == 200:
-            self.week.books.append(_booked("REDEEM", sale, reply.body["redeemed_at"], reply.body["subsidy_fen"]))
+            self.week.books.append(_booked("REDEEM", sale, reply.body))
         return reply.status == 200
 
     async def _refund(self, sale: Sale) -> None:
@@ -148,7 +154,7 @@ class Shops:
         reply = await self._call(sale.merchant_id, "/v1/refunds", body)
         self.week.refunds.append(_refund_told(sale, reply))
         if reply.status == 200:
-            self.week.books.append(_booked("REFUND", sale, reply.body["refunded_at"], reply.body["subsidy_fen"]))
+            self.week.books.append(_booked("REFUND", sale, reply.body))
 
     async def _call(self, merchant_id: str, path: str, body: Mapping[str, object]) -> Reply:
         reply = await self._client.post(self._signers[merchant_id], path, body)
@@ -169,7 +175,6 @@ class Shops:
         return self._random.choice(shops[:HOT_SHOPS] if self._random.random() < 1 / 3 else shops)
 
 
-
 def _hands(won: Sequence[Won]) -> Mapping[str, list[Won]]:
     hands: dict[str, list[Won]] = defaultdict(list)
     for voucher in won:
@@ -177,16 +182,44 @@ def _hands(won: Sequence[Won]) -> Mapping[str, list[Won]]:
     return hands
 
 
-def _booked(kind: str, sale: Sale, at: str, subsidy_fen: int) -> Ledgered:
-    return Ledgered(
+def _booked(kind: str, sale: Sale, body: Mapping[str, Any]) -> Booked:
+    is_use = kind == "REDEEM"
+    at = datetime.fromisoformat(body["redeemed_at" if is_use else "refunded_at"])
+    row = FlowRow(
         kind=kind,
-        partner_id=sale.won.partner_id,
         merchant_id=sale.merchant_id,
         use_request_no=f"use-{sale.number}",
-        refund_request_no=f"back-{sale.number}" if kind == "REFUND" else "",
-        code=sale.won.code,
-        subsidy_fen=subsidy_fen,
+        refund_request_no="" if is_use else f"back-{sale.number}",
+        out_request_no=sale.won.out_request_no,
+        stock_id=sale.won.stock_id,
+        voucher_state="USED" if is_use else body["voucher_state"],
+        bill_fen=sale.bill_fen if is_use else sale.paid_fen,
+        subsidy_fen=body["subsidy_fen"],
+        occurred_at=at,
+    )
+    return Booked(sale.won.partner_id, business_day(at), row)
+
+
+def _redeem_told(sale: Sale, reply: Reply) -> RedeemTold:
+    done = reply.status == 200
+    return RedeemTold(
+        outcome="REDEEMED" if done else reply.code or UNKNOWN,
+        merchant_id=sale.merchant_id,
+        use_request_no=f"use-{sale.number}",
+        order_no=f"order-{sale.number}",
+        voucher_code=sale.won.code,
         bill_fen=sale.bill_fen,
-        at=at,
-        day=date.fromisoformat(at[:10]),
+        subsidy_fen=reply.body["subsidy_fen"] if done else None,
+    )
+
+
+def _refund_told(sale: Sale, reply: Reply) -> RefundTold:
+    done = reply.status == 200
+    return RefundTold(
+        outcome="REFUNDED" if done else reply.code or UNKNOWN,
+        merchant_id=sale.merchant_id,
+        refund_request_no=f"back-{sale.number}",
+        use_request_no=f"use-{sale.number}",
+        refund_fen=sale.paid_fen,
+        subsidy_fen=reply.body["subsidy_fen"] if done else None,
     )

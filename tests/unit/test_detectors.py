@@ -74,7 +74,7 @@ def test_a_quick_farm_is_found_by_head_count_and_by_pace() -> None:
     assert names(findings) == {"DEVICE_PEOPLE", "DEVICE_PACE"}
     last = findings[-1]
     assert last.reason.value >= last.reason.threshold
-    assert len(last.people) == 29  # of the very first only 32 bits are kept
+    assert len(last.people) == 30
     assert "30" in next(one.reason.zh for one in reversed(findings) if one.detector == "DEVICE_PEOPLE")
 
 
@@ -97,12 +97,13 @@ def test_the_same_people_on_two_farm_phones_are_a_ring() -> None:
     assert set(rings[-1].reason.evidence) == set(phones)
 
 
-def test_the_first_person_is_counted_once_when_met_again() -> None:
+def test_one_person_less_than_the_threshold_is_not_flagged() -> None:
     rules = DeviceFarmRules()
     phone, crowd = device(), people(rules.people_min - 1)
     tries = [claim(who, phone, NOON_MS + i * MINUTE_MS) for i, who in enumerate(crowd * 3)]
     assert not hear(DeviceFarm(rules), tries)
-    assert hear(DeviceFarm(rules), [*tries, claim(token(), phone, NOON_MS + HOUR_MS)])
+    findings = hear(DeviceFarm(rules), [*tries, claim(token(), phone, NOON_MS + HOUR_MS)])
+    assert [one.reason.value for one in findings] == [rules.people_min]
 
 
 # ---------------------------------------------------------------- device farm: honest
@@ -373,15 +374,15 @@ def test_pair_memory_is_bounded() -> None:
     assert len(pair.events) <= 8
 
 
-def test_first_seen_takes_eight_bytes_a_slot_whatever_comes() -> None:
+def test_first_seen_takes_24_bytes_a_slot_whatever_comes() -> None:
     table = FirstSeen(1 << 8)
     for _ in range(10_000):
-        table.other_than(device(), token())
-    assert len(table._slots) == 1 << 8
+        table.other_than(device(), token(), NOON_MS)
+    assert len(table._table) == 24 << 8
     phone, me = device(), token()
-    assert table.other_than(phone, me) is None
-    assert table.other_than(phone, me) is None
-    assert table.other_than(phone, token()) == int(me[:8], 16)
+    assert table.other_than(phone, me, NOON_MS) is None
+    assert table.other_than(phone, me, NOON_MS + 5_999) is None
+    assert table.other_than(phone, token(), NOON_MS + HOUR_MS) == (me, NOON_MS + 5_000)
 
 
 def test_recent_forgets_the_longest_untouched_and_spares_the_precious() -> None:

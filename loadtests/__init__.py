@@ -1,0 +1,12 @@
+"""Load tests, written as a partner's engineer would: HTTP only, and nothing of Hanquan's own code.
+
+    noon_rush.py    the Locust file: everyone presses the button at noon
+    audit.py        what the clients can see for themselves afterwards
+
+    plan.py         the file that says whom to ask, with which keys, and when
+    signing.py      signs requests as the API guide says
+    wall.py         how many people are there when, and when each of them presses
+    citizen.py      what one person wants and does
+    client_log.py   everything that the clients were told, line by line
+    latency.py      a histogram
+"""

@@ -1,0 +1,488 @@
+"""A small city for tests: two campaigns, two partners, some shops, and both services over real stores.
+
+    async with open_city(cluster, folder) as city:
+        reply = await city.claim("dining", person(1))
+        await city.drain()
+        reply = await city.redeem("NOODLES", reply.json["voucher_code"])
+
+It is 30 s past noon of the grab (campaign time runs on with the machine's). Amounts are fen.
+"""
+
+import json
+import os
+import secrets
+import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, time, timedelta
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, generate_private_key
+from yarl import URL
+
+from antifraud.gate import SignalWriter
+from issuer.app import make_app as make_issuer
+from issuer.campaign.load import LoadedCampaign, load, load_city
+from issuer.campaign.model import Campaign, Category, Funding, Offer, Partner, RefundPolicy, Round, Stock
+from issuer.drain import Drain
+from kernel.clock import CITY_ZONE, FileClock
+from kernel.codes import CodeBook
+from kernel.errors import Code
+from kernel.postgres import Connection, open_pool
+from kernel.settings import Settings
+from kernel.signing import Algorithm, Signer
+from redemption.app import make_app as make_redemption
+from stack.child import Child, Program
+from stack.enrol import NewMerchant, enrol_merchants, enrol_partner, enrol_public_key
+from stack.ports import free_port
+from tests import stores
+
+NOON = datetime(2020, 4, 23, 12, tzinfo=CITY_ZONE)
+FACE, MINIMUM, BILL = 2_000, 6_000, 7_500
+PAID = BILL - FACE
+FUNDED = {"RESTORE": 2_000, "RETURN_TO_BUDGET": 1_600}
+"""What the fund pays for one voucher of each campaign: in the second, the shop bears a fifth."""
+FEW = 3
+MANY = 2_000
+MASTER_KEY = bytes(range(32))
+CODE_KEYS = {1: bytes(range(16))}
+ROOT = Path(__file__).parents[1]
+
+
+# ---------------------------------------------------------------- what is in it
+
+
+def _stock(stock_id: str, partner_id: str, category_id: str, quantity: int, funded_fen: int) -> Stock:
+    return Stock(
+        stock_id=stock_id,
+        partner_id=partner_id,
+        category_id=category_id,
+        quantity=quantity,
+        face_value_fen=FACE,
+        transaction_minimum_fen=MINIMUM,
+        funded_fen=funded_fen,
+    )
+
+
+def _round(round_id: str, opens_at: datetime, *stocks: Stock, hours: float = 8) -> Round:
+    return Round(
+        round_id=round_id,
+        opens_at=opens_at,
+        closes_at=opens_at + timedelta(hours=hours),
+        valid_until=opens_at + timedelta(days=7),
+        budget_fen=sum(stock.exposure_fen for stock in stocks),
+        stocks=stocks,
+    )
+
+
+def _campaign(campaign_id: str, policy: str, shop_bp: int, limit: int, *rounds: Round) -> Campaign:
+    return Campaign(
+        campaign_id=campaign_id,
+        title_zh="试点",
+        title_en="Trial",
+        zone="Asia/Shanghai",
+        fund_fen=sum(each.budget_fen for each in rounds),
+        rollover=True,
+        expected_redemption_bp=None,
+        opening_time=time(12),
+        partners=tuple(Partner(partner_id=name, name_zh=name, name_en=name) for name in ("wechat", "alipay")),
+        categories=tuple(Category(category_id=name, name_zh=name, name_en=name) for name in ("dining", "mall")),
+        funding=Funding(city_bp=10_000 - shop_bp, platform_bp=0, merchant_bp=shop_bp),
+        per_person_round_and_partner=limit,
+        offer=Offer(minimum_spend_times=3, vouchers_per_payment=1, refund_policy=RefundPolicy(policy)),
+        rounds=rounds,
+    )
+
+
+RESTORING = _campaign(
+    "restoring",
+    "RESTORE",
+    0,
+    1,
+    _round("past", NOON - timedelta(days=7), _stock("past", "wechat", "dining", 10, 2_000)),
+    _round(
+        "now",
+        NOON,
+        _stock("dining", "wechat", "dining", MANY, 2_000),
+        _stock("mall", "wechat", "mall", MANY, 2_000),
+        _stock("few_left", "wechat", "dining", FEW, 2_000),
+        _stock("paused", "wechat", "dining", 10, 2_000),
+        _stock("alipay_dining", "alipay", "dining", MANY, 2_000),
+    ),
+    _round("future", NOON + timedelta(days=1), _stock("future", "wechat", "dining", 10, 2_000)),
+)
+RETURNING = _campaign(
+    "returning",
+    "RETURN_TO_BUDGET",
+    2_000,
+    2,
+    _round("once", NOON, _stock("returning", "wechat", "dining", MANY, 1_600)),
+)
+SHOPS = {"NOODLES": "dining", "DUMPLINGS": "dining", "HOTPOT": "dining", "EMPORIUM": "mall", "BANNED": "dining"}
+
+
+def person(number: int) -> str:
+    """The token of the n-th citizen."""
+    return sha256(b"citizen %d" % number).hexdigest()[:32]
+
+
+# ---------------------------------------------------------------- what it answers
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One answer of a service."""
+
+    status: int
+    body: bytes
+    headers: Mapping[str, str]
+
+    @property
+    def json(self) -> Any:
+        """The body, read."""
+        return json.loads(self.body)
+
+    @property
+    def code(self) -> str | None:
+        """The problem's code; None for success."""
+        return None if self.status == 200 else str(self.json["code"])
+
+    @property
+    def rule(self) -> str | None:
+        """The rule behind RULE_LIMIT."""
+        return None if self.status == 200 else self.json.get("rule")
+
+
+def assert_problem(reply: Reply, code: Code, rule: str | None = None) -> None:
+    """The reply is problem+json with this code, and says whether to try again."""
+    assert reply.headers["Content-Type"] == "application/problem+json", reply
+    problem = reply.json
+    assert (problem["code"], problem.get("rule")) == (code, rule), problem
+    assert problem["status"] == reply.status == code.http_status
+    assert problem["retry"] == code.retry
+    assert problem["type"] == "urn:hanquan:problem:" + code.lower().replace("_", "-")
+    assert problem["title"] and problem["detail"]
+    assert datetime.fromisoformat(problem["server_time"]).tzinfo is not None
+    assert problem["request_id"] == reply.headers["X-Request-Id"]
+
+
+# ---------------------------------------------------------------- the city
+
+
+@dataclass
+class City:
+    """A running city. `issuer` and `redemption` are base URLs of services in this process."""
+
+    database: stores.Database
+    valkey: stores.Valkey
+    clock: FileClock
+    clock_file: Path
+    session: aiohttp.ClientSession
+    campaigns: Mapping[str, LoadedCampaign]
+    signers: Mapping[str, Signer]
+    codes: CodeBook
+    folder: Path
+    stack: AsyncExitStack
+    issuer: str = ""
+    redemption: str = ""
+    apps: dict[str, web.Application] = field(default_factory=dict)
+    drainer: Drain | None = None
+    numbers: int = 0
+
+    def settings(self, role: str) -> Settings:
+        """What a service of this role reads from its environment."""
+        return Settings(
+            postgres_dsn=self.database.dsn(role),
+            valkey_url=self.valkey.url,
+            master_key=MASTER_KEY,
+            code_keys=CODE_KEYS,
+            clock_file=str(self.clock_file),
+        )
+
+    async def serve(self, app: web.Application) -> str:
+        """Serves an application in this process until the city closes; its base URL."""
+        server = TestServer(app)
+        await self.stack.enter_async_context(server)
+        url = str(server.make_url("")).rstrip("/")
+        self.apps[url] = app
+        return url
+
+    async def new_issuer(self) -> str:
+        """One more claim service."""
+        return await self.serve(await make_issuer(self.settings("hanquan_issuer")))
+
+    async def new_redemption(self) -> str:
+        """One more checkout service."""
+        return await self.serve(await make_redemption(self.settings("hanquan_redemption")))
+
+    def process(self, module: str, role: str) -> tuple[Child, str]:
+        """A service as a process of its own, and its base URL. Whoever starts it ends it."""
+        port = free_port()
+        url = f"http://127.0.0.1:{port}"
+        settings = self.settings(role)
+        env = {
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": str(ROOT),
+            "HANQUAN_POSTGRES_DSN": settings.postgres_dsn,
+            "HANQUAN_VALKEY_URL": settings.valkey_url,
+            "HANQUAN_MASTER_KEY": MASTER_KEY.hex(),
+            "HANQUAN_CODE_KEYS": ",".join(f"{version}:{key.hex()}" for version, key in CODE_KEYS.items()),
+            "HANQUAN_CLOCK_FILE": str(self.clock_file),
+            "HANQUAN_PORT": str(port),
+        }
+
+        async def is_ready() -> bool:
+            try:
+                async with self.session.get(f"{url}/readyz") as response:
+                    return response.status == 200
+            except aiohttp.ClientError:
+                return False
+
+        argv = (sys.executable, "-m", module)
+        log = self.folder / f"{module}.log"
+        return Child(Program(name=module, argv=argv, env=env, folder=ROOT, log=log, is_ready=is_ready)), url
+
+    # ------------------------------------------------------------ asking
+
+    async def call(
+        self,
+        service: str,
+        signer: str | Signer,
+        method: str,
+        path: str,
+        body: object = None,
+        *,
+        headers: Mapping[str, str] | None = None,
+        sign: Mapping[str, Any] | None = None,
+    ) -> Reply:
+        """Signs and sends one request. `body`: bytes as they are, anything else as JSON.
+
+        `sign` replaces what is signed, by name: method, path, body, timestamp_s, nonce.
+        """
+        data = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
+        who = self.signers[signer] if isinstance(signer, str) else signer
+        signed: dict[str, Any] = {
+            "method": method,
+            "path": path,
+            "body": data,
+            "timestamp_s": int(self.clock.now().timestamp()),
+            "nonce": secrets.token_hex(8),
+        } | dict(sign or {})
+        sent = {"Authorization": who.authorization(**signed)} | dict(headers or {})
+        return await self.send(service, method, path, data, sent)
+
+    async def send(
+        self, service: str, method: str, path: str, data: bytes | None, headers: Mapping[str, str] | None = None
+    ) -> Reply:
+        """Sends a request exactly as given."""
+        url = URL(service + path, encoded=True)
+        async with self.session.request(method, url, data=data or None, headers=headers) as answer:
+            return Reply(answer.status, await answer.read(), answer.headers.copy())
+
+    def number(self, prefix: str = "no") -> str:
+        """A request number nobody used."""
+        self.numbers += 1
+        return f"{prefix}-{self.numbers:08}"
+
+    async def claim(
+        self,
+        stock_id: str,
+        person_token: str,
+        *,
+        number: str | None = None,
+        device: str | None = None,
+        signer: str = "wechat",
+        service: str | None = None,
+    ) -> Reply:
+        """One claim; a fresh request number unless one is given."""
+        body = {"out_request_no": number or self.number(), "stock_id": stock_id, "person_token": person_token}
+        body |= {} if device is None else {"device_token": device}
+        return await self.call(service or self.issuer, signer, "POST", "/v1/claims", body)
+
+    async def claim_many(self, stock_id: str, people: Sequence[str], signer: str = "wechat") -> list[str]:
+        """Claims for all of them, who must all win; their codes, drained."""
+        claims = [
+            {"out_request_no": self.number(), "stock_id": stock_id, "person_token": token} for token in people
+        ]
+        codes = []
+        for start in range(0, len(claims), 1_000):
+            batch = {"claims": claims[start : start + 1_000]}
+            reply = await self.call(self.issuer, signer, "POST", "/v1/claims:batch", batch)
+            codes += [item["claim"]["voucher_code"] for item in reply.json["results"]]
+        await self.drain()
+        return codes
+
+    async def redeem(
+        self,
+        shop: str,
+        code: str,
+        *,
+        number: str | None = None,
+        order: str | None = None,
+        bill_fen: int = BILL,
+        service: str | None = None,
+    ) -> Reply:
+        """One redemption at a shop's till; fresh numbers unless given."""
+        body = {
+            "use_request_no": number or self.number("use"),
+            "voucher_code": code,
+            "order_no": order or self.number("order"),
+            "bill_fen": bill_fen,
+        }
+        return await self.call(service or self.redemption, shop, "POST", "/v1/redemptions", body)
+
+    async def refund(
+        self, shop: str, use: str, *, number: str | None = None, refund_fen: int = PAID, service: str | None = None
+    ) -> Reply:
+        """One refund at a shop's till."""
+        body = {"refund_request_no": number or self.number("back"), "use_request_no": use, "refund_fen": refund_fen}
+        return await self.call(service or self.redemption, shop, "POST", "/v1/refunds", body)
+
+    # ------------------------------------------------------------ looking
+
+    async def drain(self) -> int:
+        """Carries over all wins that wait; how many that were."""
+        assert self.drainer is not None
+        count = 0
+        async with self.database.connection("hanquan_issuer") as conn:
+            while some := await self.drainer.drain_once(conn):
+                count += some
+        return count
+
+    async def new_drain(self, shard: int = 0) -> Drain:
+        """A drain to call step by step."""
+        pool = await open_pool(self.database.dsn("hanquan_issuer"), size=2)
+        self.stack.push_async_callback(pool.close)
+        return Drain(pool, self.valkey.client, SignalWriter(self.valkey.client), self.clock, shard)
+
+    async def fetchval(self, query: str, *args: object) -> Any:
+        """One value, as the superuser."""
+        return await self.database.pool.fetchval(query, *args)
+
+    async def state(self, *, ignoring: Sequence[bytes] = ()) -> Mapping[str, str]:
+        """A hash of every table and of every key in Valkey, but keys that start as `ignoring` says.
+
+        Signals (hints for anti-fraud, written behind the caller's back) are no part of the state.
+        """
+        rows = await self.database.pool.fetch(_TABLES)
+        query = " UNION ALL ".join(_DIGEST.format(table=row["table"]) for row in rows)
+        tables = {row["name"]: row["digest"] for row in await self.database.pool.fetch(query)}
+        passed_over = (b"af:signal", *ignoring)
+        client = self.valkey.client
+        keys = sorted([key async for key in client.scan_iter(count=1_000) if not key.startswith(passed_over)])
+        dumps = [await client.dump(key) for key in keys]
+        return tables | {key.decode(): sha256(dump or b"").hexdigest() for key, dump in zip(keys, dumps, strict=True)}
+
+
+PACE = b"af:pace:"
+"""Token buckets: a real attempt that is refused takes a token."""
+
+_TABLES = """
+    SELECT c.oid::regclass::text AS table FROM pg_class c
+     WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p') AND NOT c.relispartition
+"""
+_DIGEST = "SELECT '{table}' AS name, md5(string_agg(t::text, E'\\n' ORDER BY t::text)) AS digest FROM {table} t"
+
+
+@asynccontextmanager
+async def unchanged(city: City, *, ignoring: Sequence[bytes] = ()) -> AsyncIterator[None]:
+    """Nothing that lasts changes inside the block."""
+    before = await city.state(ignoring=ignoring)
+    yield
+    after = await city.state(ignoring=ignoring)
+    assert after == before, {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+
+
+# ---------------------------------------------------------------- building it
+
+
+@asynccontextmanager
+async def open_city(
+    cluster: stores.Cluster,
+    folder: Path,
+    *,
+    buckets: int = 2,
+    shards: int = 1,
+    valkey_settings: Mapping[str, str] | None = None,
+    campaigns: Sequence[Campaign] = (RESTORING, RETURNING),
+) -> AsyncIterator[City]:
+    """A city of one's own with one issuer, one checkout and a drain, all gone at the end of the block."""
+    folder.mkdir(parents=True, exist_ok=True)
+    clock_file = folder / "clock"
+    clock = FileClock(clock_file)
+    clock.move_to(NOON + timedelta(seconds=30))
+    async with (
+        stores.database(cluster) as database,
+        stores.valkey(folder, valkey_settings) as valkey,
+        AsyncExitStack() as stack,
+    ):
+        loaded, signers = await _found(database, clock, buckets, shards, campaigns)
+        connector = aiohttp.TCPConnector(limit=0)
+        session = await stack.enter_async_context(aiohttp.ClientSession(connector=connector))
+        city = City(
+            database=database,
+            valkey=valkey,
+            clock=clock,
+            clock_file=clock_file,
+            session=session,
+            campaigns=loaded,
+            signers=signers,
+            codes=CodeBook(CODE_KEYS),
+            folder=folder,
+            stack=stack,
+        )
+        city.issuer = await city.new_issuer()
+        city.redemption = await city.new_redemption()
+        city.drainer = await city.new_drain()
+        yield city
+
+
+async def _found(
+    database: stores.Database, clock: FileClock, buckets: int, shards: int, campaigns: Sequence[Campaign]
+) -> tuple[dict[str, LoadedCampaign], dict[str, Signer]]:
+    async with database.connection("hanquan_operator") as conn:
+        await load_city(conn, buckets, shards)
+        loaded = {}
+        for campaign in campaigns:
+            answer = await load(conn, campaign, "", now=clock.now())
+            assert isinstance(answer, LoadedCampaign), answer
+            loaded[campaign.campaign_id] = answer
+        signers = await _enrol(conn, clock.now())
+    await database.pool.execute("UPDATE stock SET paused = true WHERE stock_id = 'paused'")
+    await database.pool.execute("UPDATE merchant SET suspended = true WHERE merchant_id = 'BANNED'")
+    return loaded, signers
+
+
+async def _enrol(conn: Connection, now: datetime) -> dict[str, Signer]:
+    shops = [
+        NewMerchant(
+            merchant_id=name,
+            name=name,
+            category=category,
+            district="wuchang",
+            payee_name=name,
+            payee_account="6222000000000000",
+            payee_bank="bank",
+        )
+        for name, category in SHOPS.items()
+    ]
+    signers = await enrol_merchants(conn, MASTER_KEY, shops, now)
+    private = rsa_key()
+    serial_no = await enrol_public_key(conn, "alipay", private.public_key(), now)
+    return dict(zip(SHOPS, signers, strict=True)) | {
+        "wechat": await enrol_partner(conn, MASTER_KEY, "wechat", Algorithm.HMAC, now),
+        "alipay": Signer(holder_id="alipay", serial_no=serial_no, algorithm=Algorithm.RSA, secret=private),
+    }
+
+
+@cache
+def rsa_key() -> RSAPrivateKey:
+    """One RSA key for all tests: making one takes long."""
+    return generate_private_key(public_exponent=65537, key_size=2048)

@@ -1,0 +1,317 @@
+"""A small honest city with a bit of everything, made through the real code: what the audit must pass.
+
+Four days of April 2020. People 0 to 14 hold vouchers of stock DINING, 10 to 15 of MALL, 0 to 4 of
+OTHER (another partner's), 20 to 25 of SECOND (round two). Merchant HELD is on hold; REFUNDER owes
+the city a refund that came after its settlement.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from typing import TypeVar
+
+import sql
+from issuer.drain import hash_of
+from issuer.record import request_key
+from kernel.clock import business_day
+from kernel.ids import pack_voucher_id
+from kernel.partitions import bucket_of, partition_of
+from kernel.postgres import Connection, Pool
+from redemption.ledger import Ledger, TakeBack, Use, each_bucket
+from redemption.numbers import Number, Scope, body_hash, number_key
+from redemption.reconciliation.flow_file import read_flow_file, write_flow_file
+from redemption.reconciliation.our_flow import our_flow
+from redemption.reconciliation.reconcile import reconcile
+from redemption.settlement import settle
+from redemption.settlement.answer import answer
+from redemption.settlement.answer_csv import AnswerRow, write_answer
+from redemption.settlement.batch import get_lines
+from redemption.settlement.expire import ReturnTo, expire_over, return_unused
+from redemption.settlement.export import Format, Payer, export
+from redemption.settlement.refusals import Refused
+
+BUCKETS = 2
+CAMPAIGN = 1
+FACE_FEN, FUNDED_FEN, BILL_FEN = 2_000, 1_800, 6_500
+DAY_1, DAY_2, DAY_3 = date(2020, 4, 19), date(2020, 4, 20), date(2020, 4, 21)
+PAYER = Payer("City of Wuhan", "420100000001", "Bank of the City")
+
+Answer = TypeVar("Answer")
+
+
+def at(day: int, hour: int, minute: int = 0) -> datetime:
+    """A moment of April 2020, UTC; the city is eight hours ahead."""
+    return datetime(2020, 4, day, hour, minute, tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class Stock:
+    """A stock of the world, with what its tills need."""
+
+    stock_no: int
+    round_no: int
+    partner_no: int
+    merchant_no: int
+
+
+DINING = Stock(1, 1, 1, 1)
+MALL = Stock(2, 1, 1, 2)
+OTHER = Stock(3, 1, 2, 3)
+SECOND = Stock(4, 2, 1, 1)
+HELD, REFUNDER = 3, 4
+STOCKS = (DINING, MALL, OTHER, SECOND)
+
+
+def person(number: int) -> bytes:
+    """The token of the world's person of that number."""
+    return hashlib.blake2b(b"person %d" % number, digest_size=16).digest()
+
+
+def claim_no(stock: Stock, number: int) -> str:
+    """The request number under which a person claimed."""
+    return f"claim-{stock.stock_no}-{number}"
+
+
+def voucher_of(stock: Stock, number: int) -> int:
+    """The voucher of a person. Serials run over a round; each stock has its own hundred."""
+    serial = 100 * stock.stock_no + number + 1
+    return pack_voucher_id(stock.round_no, partition_of(person(number)), serial)
+
+
+def bucket(voucher_id: int) -> int:
+    """Where a voucher lies."""
+    return bucket_of(voucher_id >> 28 & 1023, BUCKETS)
+
+
+async def build(pool: Pool) -> None:
+    """Fill an empty database with the world."""
+    async with pool.acquire(timeout=5) as connection:
+        await found(connection)
+        await _issue(connection, at(19, 4, 5), "1-0", {DINING: range(15), MALL: range(10, 16)})
+        await _issue(connection, at(19, 4, 6), "2-0", {OTHER: range(5)})
+    till = _Till(pool)
+    await _first_days(pool, till)
+    async with pool.acquire(timeout=5) as connection:
+        await _settle(connection)
+        await _issue(connection, at(26, 4, 5), "9-0", {SECOND: range(20, 26)})
+        await _end_first_round(connection)
+    await till.redeem(SECOND, range(20, 23), at(26, 5))
+    await till.refund(SECOND, [20], at(26, 6))
+
+
+def _good(answer: Answer | Refused) -> Answer:
+    assert not isinstance(answer, Refused), answer
+    return answer
+
+
+async def found(connection: Connection) -> None:
+    """A city with its partners, merchants, rounds and stocks, and nothing claimed yet."""
+    await connection.execute("INSERT INTO city (buckets, shards) VALUES ($1, 1)", BUCKETS)
+    await connection.execute(
+        "INSERT INTO partner (partner_id, name_zh, name_en) VALUES ('pay-a', '甲', 'A'), ('pay-b', '乙', 'B')"
+    )
+    await connection.execute(
+        "INSERT INTO merchant (merchant_id, name, category, district, payee_name, payee_account, payee_bank)"
+        " SELECT 'shop-' || n, 'Shop ' || n, (ARRAY['DINING', 'MALL', 'DINING', 'DINING'])[n], 'Jianghan',"
+        " 'Payee ' || n, '62220000000' || n, 'Bank' FROM generate_series(1, 4) n"
+    )
+    await connection.execute(
+        "INSERT INTO terminal (merchant_no, terminal_id) SELECT n, 'till' FROM generate_series(1, 4) n"
+    )
+    await connection.execute(
+        "INSERT INTO campaign (campaign_id, title_zh, title_en, fund_fen, document, loaded_at)"
+        " VALUES ('wuhan-2020', '武汉', 'Wuhan', 1000000, 'campaign: wuhan-2020', $1)",
+        at(1, 0),
+    )
+    for number, day in ((1, 19), (2, 26)):
+        await connection.execute(
+            "INSERT INTO round VALUES ($1, 1, $2, $3, $4, 200000, 2)", number, f"r{number}", at(day, 4), at(day, 10)
+        )
+        await connection.execute("SELECT open_round_storage($1)", number)
+    for stock in STOCKS:
+        await _found_stock(connection, stock)
+    await connection.execute(
+        "INSERT INTO transfer (bucket, campaign_no, kind, debit, credit, amount_fen, reference, booked_at)"
+        " VALUES (0, 1, 'FUND', 'CITY_FUND', 'BUDGET', 900000, 'decision 7', $1)",
+        at(1, 0),
+    )
+    await connection.execute(
+        "INSERT INTO merchant_hold (merchant_no, reason_code, reason, placed_at) VALUES ($1, 'TEMPO', 'too quick', $2)",
+        HELD,
+        at(19, 12),
+    )
+
+
+async def _found_stock(connection: Connection, stock: Stock) -> None:
+    day = 19 if stock.round_no == 1 else 26
+    await connection.execute(
+        "INSERT INTO stock (stock_id, round_no, partner_no, category, quantity, face_value_fen,"
+        " transaction_minimum_fen, city_bp, platform_bp, merchant_bp, funded_fen, valid_from, valid_until,"
+        " refund_policy)"
+        " VALUES ($1, $2, $3, $4, 15, $5, 6000, 9000, 0, 1000, $6, $7, $8, $9)",
+        f"stock-{stock.stock_no}",
+        stock.round_no,
+        stock.partner_no,
+        "MALL" if stock == MALL else "DINING",
+        FACE_FEN,
+        FUNDED_FEN,
+        at(day, 4),
+        at(day, 4) + timedelta(days=4),
+        "RETURN_TO_BUDGET" if stock == MALL else "RESTORE",
+    )
+
+
+async def _issue(connection: Connection, moment: datetime, log_end: str, people: dict[Stock, range]) -> None:
+    """What the drain does with one chunk of its log."""
+    rows = [
+        (
+            voucher_of(stock, number),
+            moment,
+            request_key(stock.partner_no, claim_no(stock, number)),
+            person(number).hex(),
+            stock.stock_no,
+            bucket(voucher_of(stock, number)),
+            claim_no(stock, number),
+        )
+        for stock, numbers in people.items()
+        for number in numbers
+    ]
+    drain = sql.load("drain")
+    await connection.executemany("INSERT INTO voucher VALUES ($1, $2, $3, $4, $5, $6, $7)", rows)
+    for one in range(BUCKETS):
+        chunk = [row[0] for row in rows if row[5] == one]
+        reference = f"shard 0 log {log_end} campaign {CAMPAIGN}"
+        money = len(chunk) * FUNDED_FEN
+        await connection.execute(
+            drain["post_issue"], one, CAMPAIGN, money, len(chunk), hash_of(chunk), reference, moment
+        )
+    await connection.execute(drain["start_position"], 0)
+    position = await connection.fetchval(drain["position"], 0)
+    assert await connection.fetchval(drain["move_position"], 0, position, log_end) is not None
+
+
+class _Till:
+    """Tills of the world: numbers are taken and money is booked as the checkout does it."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._ledger = Ledger(pool)
+
+    async def redeem(
+        self, stock: Stock, people: Sequence[int], moment: datetime, *, merchant_no: int = 0, again: str = ""
+    ) -> None:
+        uses = [use_of(stock, number, merchant_no, again) for number in people]
+        await self._ledger.take([number for use in uses for number in numbers_of(use)], BUCKETS)
+
+        async def book(part: Sequence[Use], in_bucket: int) -> None:
+            booked = await self._ledger.redeem(part, in_bucket, moment, business_day(moment))
+            assert {outcome for outcome, _ in booked} == {"REDEEMED"}
+
+        await each_bucket(uses, lambda use: bucket(use.voucher_id), book)
+
+    async def refund(self, stock: Stock, people: Sequence[int], moment: datetime, *, merchant_no: int = 0) -> None:
+        backs = [refund_of(use_of(stock, number, merchant_no)) for number in people]
+        await self._ledger.take([refund_number(back) for back in backs], BUCKETS)
+
+        async def book(part: Sequence[TakeBack], in_bucket: int) -> None:
+            booked = await self._ledger.refund(part, in_bucket, moment, business_day(moment))
+            assert {outcome for outcome, _, _ in booked} == {"REFUNDED"}
+
+        await each_bucket(backs, lambda back: bucket(back.voucher_id), book)
+
+
+def use_of(stock: Stock, number: int, merchant_no: int = 0, again: str = "") -> Use:
+    """A person's voucher at the till of the stock's usual merchant, or of another."""
+    merchant = merchant_no or stock.merchant_no
+    return Use(
+        voucher_id=voucher_of(stock, number),
+        stock_no=stock.stock_no,
+        merchant_no=merchant,
+        terminal_no=merchant,
+        bill_fen=BILL_FEN,
+        subsidy_fen=FUNDED_FEN,
+        use_request_no=f"use-{stock.stock_no}-{number}{again}",
+        order_no=f"order-{stock.stock_no}-{number}{again}",
+    )
+
+
+def numbers_of(use: Use) -> list[Number]:
+    """What a redemption registers."""
+    key = number_key(Scope.USE, use.merchant_no, use.use_request_no)
+    order = number_key(Scope.ORDER, use.merchant_no, use.order_no)
+    return [
+        Number(key, body_hash(use.voucher_id, use.order_no, use.bill_fen), use.voucher_id),
+        Number(order, body_hash(key, use.voucher_id), use.voucher_id),
+    ]
+
+
+def refund_of(use: Use) -> TakeBack:
+    """The refund of a redemption."""
+    return TakeBack(
+        voucher_id=use.voucher_id,
+        merchant_no=use.merchant_no,
+        use_request_no=use.use_request_no,
+        refund_request_no=use.use_request_no.replace("use", "refund"),
+        refund_fen=use.bill_fen - FACE_FEN,
+    )
+
+
+def refund_number(back: TakeBack) -> Number:
+    """What a refund registers."""
+    key = number_key(Scope.REFUND, back.merchant_no, back.refund_request_no)
+    return Number(key, body_hash(back.use_request_no, back.refund_fen), back.voucher_id)
+
+
+async def _first_days(pool: Pool, till: _Till) -> None:
+    await till.redeem(DINING, range(6), at(19, 5))
+    await till.redeem(DINING, [6, 7], at(19, 5, 30), merchant_no=REFUNDER)
+    await till.redeem(MALL, range(10, 14), at(19, 6))
+    await till.redeem(OTHER, range(3), at(19, 7))
+    await till.refund(DINING, [0], at(19, 8))
+    await till.refund(MALL, [10], at(19, 9))
+    async with pool.acquire(timeout=5) as connection:
+        await _settle_first_day(connection)
+    await till.redeem(DINING, [0], at(20, 5), again="-again")
+    await till.refund(DINING, [6, 7], at(20, 6), merchant_no=REFUNDER)
+    await till.redeem(MALL, [14], at(20, 7))
+
+
+async def _settle_first_day(connection: Connection) -> None:
+    """Day one: proposed, approved, sent to the bank; one line comes back."""
+    batch = _good(await settle.propose(connection, CAMPAIGN, DAY_1, "li", at(19, 17)))
+    _good(await settle.approve(connection, batch.batch_no, "wang", at(19, 18)))
+    order = _good(await export(connection, batch.batch_no, payer=PAYER, form=Format.CSV, by="wang", now=at(19, 19)))
+    lines = [line for line in await get_lines(connection, batch.batch_no) if line.state == "SETTLING"]
+    rows = [
+        AnswerRow(
+            row_no,
+            line.line_no,
+            line.payee_account,
+            line.amount_fen,
+            "REJECTED" if line.merchant_no == MALL.merchant_no else "PAID",
+            DAY_2,
+            f"bank-{row_no}",
+            "account closed" if line.merchant_no == MALL.merchant_no else "",
+        )
+        for row_no, line in enumerate(lines, start=1)
+    ]
+    file = write_answer(order.batch_id, order.sha256, rows)
+    _good(await answer(connection, batch.batch_no, file, by="li", now=at(20, 1)))
+
+
+async def _settle(connection: Connection) -> None:
+    """Day two: turned down. Day three: approved, and on its way."""
+    turned_down = _good(await settle.propose(connection, CAMPAIGN, DAY_2, "li", at(20, 17)))
+    _good(await settle.reject(connection, turned_down.batch_no, "zhao", "a typing error", at(20, 18)))
+    on_its_way = _good(await settle.propose(connection, CAMPAIGN, DAY_3, "wang", at(21, 17)))
+    _good(await settle.approve(connection, on_its_way.batch_no, "li", at(21, 18)))
+    rows = await our_flow(connection, CAMPAIGN, 1, DAY_1)
+    flow = _good(read_flow_file(write_flow_file("pay-a", "wuhan-2020", DAY_1, rows), None))
+    _good(await reconcile(connection, CAMPAIGN, DAY_1, flows=[flow], by="zhao", now=at(21, 19)))
+
+
+async def _end_first_round(connection: Connection) -> None:
+    """Unused vouchers of round one expire; their money goes where it is ordered."""
+    assert await expire_over(connection, at(26, 4, 30))
+    for to, reference in ((ReturnTo.CITY_FUND, "minutes 12"), (ReturnTo.BUDGET, "minutes 13")):
+        _good(await return_unused(connection, CAMPAIGN, to, 1_000, "zhao", reference, at(26, 4, 40)))

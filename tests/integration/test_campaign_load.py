@@ -1,0 +1,195 @@
+"""Loading a campaign into a real database, as the role that does it, and reading it back."""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+
+import asyncpg
+import pytest
+
+import sql
+from issuer.campaign import load as loading
+from issuer.campaign.catalogue import read_catalogue
+from issuer.campaign.load import City, LoadedCampaign, LoadRefusal, NotLoaded, load, load_city
+from issuer.campaign.model import Campaign
+from issuer.campaign.shipped import shipped_document
+from tests.small_campaign import SMALL, read, small
+from tests.stores import Database
+
+NOW = datetime(2020, 4, 1, 8, tzinfo=UTC)
+OPERATOR = "hanquan_operator"
+
+
+async def loaded(database: Database, text: str = SMALL) -> LoadedCampaign:
+    async with database.connection(OPERATOR) as operator:
+        answer = await load(operator, read(text), text, now=NOW)
+    assert isinstance(answer, LoadedCampaign)
+    return answer
+
+
+async def test_rows_are_what_the_file_says(database: Database) -> None:
+    answer = await loaded(database)
+    assert answer.round_nos == {"r1": 1, "r2": 2}
+    campaign = await database.pool.fetchrow("SELECT * FROM campaign")
+    assert campaign is not None
+    assert (campaign["document"], campaign["loaded_at"], campaign["fund_fen"]) == (SMALL, NOW, 100_000)
+    assert campaign["campaign_no"] == answer.campaign_no
+    async with database.connection("hanquan_issuer") as issuer:
+        catalogue = await read_catalogue(issuer)
+    assert {stock_id: stock.stock_no for stock_id, stock in catalogue.stocks.items()} == answer.stock_nos
+    first = catalogue.rounds[1]
+    assert (first.campaign_id, first.round_id, first.budget_fen) == ("small-2020", "r1", 40_000)
+    assert first.opens_at == datetime(2020, 4, 23, 4, tzinfo=UTC)
+    assert first.opens_at.utcoffset() == timedelta(0)
+
+
+async def test_the_catalogue_is_the_campaign_read_back(database: Database) -> None:
+    campaign = read(SMALL)
+    await loaded(database)
+    async with database.connection("hanquan_redemption") as anyone:
+        catalogue = await read_catalogue(anyone)
+    for number, each in enumerate(campaign.rounds, start=1):
+        stocks = catalogue.stocks_of(number)
+        assert [stock.stock_id for stock in stocks] == [stock.stock_id for stock in each.stocks]
+        for stored, stock in zip(stocks, each.stocks, strict=True):
+            assert (stored.partner_id, stored.category) == (stock.partner_id, stock.category_id)
+            assert (stored.quantity, stored.face_value_fen) == (stock.quantity, stock.face_value_fen)
+            assert (stored.funded_fen, stored.transaction_minimum_fen) == (
+                stock.funded_fen,
+                stock.transaction_minimum_fen,
+            )
+            assert (stored.city_bp, stored.platform_bp, stored.merchant_bp) == (6_000, 3_000, 1_000)
+            assert (stored.valid_from, stored.valid_until) == (each.opens_at, each.valid_until)
+            assert (stored.refund_policy, stored.paused) == ("RESTORE", False)
+
+
+async def test_the_fund_is_in_the_books(database: Database) -> None:
+    await loaded(database)
+    (transfer,) = await database.pool.fetch("SELECT * FROM transfer")
+    assert (transfer["bucket"], transfer["kind"], transfer["reference"]) == (0, "FUND", "fund small-2020")
+    assert (transfer["amount_fen"], transfer["booked_at"]) == (100_000, NOW)
+    balances = await database.pool.fetch("SELECT kind::text AS name, balance_fen FROM balance ORDER BY kind")
+    assert [tuple(row) for row in balances] == [("CITY_FUND", 100_000), ("BUDGET", 100_000)]
+
+
+async def test_every_round_can_store_vouchers(database: Database) -> None:
+    answer = await loaded(database)
+    for round_no in answer.round_nos.values():
+        await database.pool.execute(
+            "INSERT INTO voucher (voucher_id, claimed_at, request_key, person, stock_no, bucket, out_request_no)"
+            " VALUES ($1::bigint << 38, $2, 1, gen_random_uuid(), 1, 0, 'a')",
+            round_no,
+            NOW,
+        )
+    with pytest.raises(asyncpg.CheckViolationError):
+        await database.pool.execute(
+            "INSERT INTO voucher (voucher_id, claimed_at, request_key, person, stock_no, bucket, out_request_no)"
+            " VALUES (3::bigint << 38, $1, 1, gen_random_uuid(), 1, 0, 'a')",
+            NOW,
+        )
+
+
+async def test_a_second_load_is_refused_and_changes_nothing(database: Database) -> None:
+    await loaded(database)
+    before = await counts(database)
+    async with database.connection(OPERATOR) as operator:
+        answer = await load(operator, read(SMALL), SMALL, now=NOW)
+    assert isinstance(answer, NotLoaded)
+    assert answer.reason is LoadRefusal.ALREADY_LOADED
+    assert "small-2020 was loaded before" in answer.detail
+    assert await counts(database) == before
+
+
+async def test_another_campaign_takes_the_next_numbers_and_reuses_partners(database: Database) -> None:
+    await loaded(database)
+    partners = await database.pool.fetch("SELECT * FROM partner ORDER BY partner_id")
+    text = small(
+        ("id: small-2020", "id: more-2020"), ("{id: alipay, name: {zh: 支付宝", "{id: alipay, name: {zh: 别名")
+    )
+    answer = await loaded(database, text)
+    assert answer.round_nos == {"r1": 3, "r2": 4}
+    assert await database.pool.fetch("SELECT * FROM partner ORDER BY partner_id") == partners
+
+
+async def load_while_another_loads(database: Database) -> LoadedCampaign:
+    """A second campaign comes while the first one's transaction is open."""
+    text = small(("id: small-2020", "id: more-2020"))
+    async with database.connection(OPERATOR) as operator:
+        async with operator.transaction():
+            await load(operator, read(SMALL), SMALL, now=NOW)
+            second = asyncio.create_task(loaded(database, text))
+            while not await database.pool.fetchval(WAITING):
+                await asyncio.sleep(0.01)
+        return await second
+
+
+WAITING = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+
+
+async def test_two_loads_at_once_take_turns(database: Database) -> None:
+    answer = await load_while_another_loads(database)
+    assert answer.round_nos == {"r1": 3, "r2": 4}
+
+
+async def test_without_the_lock_two_loads_collide(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control: the same story with the lock off takes a number twice."""
+    statements = {name: sql.load("campaign")[name] for name in sql.load("campaign")} | {"lock_loading": "SELECT 1"}
+    monkeypatch.setattr(loading, "_queries", statements)
+    with pytest.raises(asyncpg.UniqueViolationError):
+        await load_while_another_loads(database)
+
+
+async def test_the_same_campaign_at_once_is_loaded_once(database: Database) -> None:
+    async def attempt() -> LoadedCampaign | NotLoaded:
+        async with database.connection(OPERATOR) as operator:
+            return await load(operator, read(SMALL), SMALL, now=NOW)
+
+    answers = await asyncio.gather(*(attempt() for _ in range(6)))
+    assert sum(isinstance(answer, LoadedCampaign) for answer in answers) == 1
+
+
+async def test_rounds_run_out_of_numbers(database: Database) -> None:
+    await loaded(database)
+    await database.pool.execute(
+        "INSERT INTO round SELECT 1022, campaign_no, 'last', opens_at, closes_at, budget_fen, 1"
+        "  FROM round WHERE round_no = 1"
+    )
+    before = await counts(database)
+    text = small(("id: small-2020", "id: more-2020"))
+    async with database.connection(OPERATOR) as operator:
+        answer = await load(operator, read(text), text, now=NOW)
+    assert isinstance(answer, NotLoaded)
+    assert answer.reason is LoadRefusal.NO_ROUND_NUMBERS
+    assert "2 rounds are asked for, and 1 numbers are left" in answer.detail
+    assert await counts(database) == before
+
+
+async def test_a_load_that_breaks_off_leaves_nothing(database: Database) -> None:
+    campaign = read(SMALL)
+    await database.pool.execute("CREATE TABLE voucher_r2 ()")  # storage of the second round cannot be made
+    before = await counts(database)
+    async with database.connection(OPERATOR) as operator:
+        with pytest.raises(asyncpg.DuplicateTableError):
+            await load(operator, campaign, SMALL, now=NOW)
+    assert await counts(database) == before
+
+
+async def test_the_city_is_written_once(database: Database) -> None:
+    async with database.connection(OPERATOR) as operator:
+        assert await load_city(operator, 4, 2) == City(buckets=4, shards=2)
+        assert await load_city(operator, 8, 8) == City(buckets=4, shards=2)
+
+
+async def test_wuhan_loads(database: Database) -> None:
+    document = shipped_document("wuhan-2020").decode()
+    campaign: Campaign = read(document)
+    answer = await loaded(database, document)
+    assert len(answer.stock_nos) == 180
+    vouchers, face_fen = (
+        await database.pool.fetchrow("SELECT sum(quantity), sum(quantity * face_value_fen)::bigint FROM stock")
+    ) or (0, 0)
+    assert (vouchers, face_fen) == (campaign.quantity, campaign.total_face_fen)
+
+
+async def counts(database: Database) -> list[int]:
+    tables = ("partner", "campaign", "round", "stock", "transfer", "account")
+    return [await database.pool.fetchval(f"SELECT count(*) FROM {table}") for table in tables]

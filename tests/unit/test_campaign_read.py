@@ -1,0 +1,178 @@
+"""What a good campaign file says, and that no file, however odd, makes the reading fail."""
+
+import re
+from datetime import datetime, time, timedelta
+from itertools import pairwise
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from issuer.campaign.exposure import exposures, largest_exposure
+from issuer.campaign.model import Campaign, Funding
+from issuer.campaign.money_rules import expected_spending_fen
+from issuer.campaign.read import Refused, read_campaign
+from issuer.campaign.shipped import shipped_document, shipped_names
+from kernel.clock import CITY_ZONE
+from tests.small_campaign import SMALL, read, small
+
+
+def at(text: str) -> datetime:
+    return datetime.fromisoformat(text).replace(tzinfo=CITY_ZONE)
+
+
+def wuhan() -> Campaign:
+    return read(shipped_document("wuhan-2020").decode())
+
+
+# ---------------------------------------------------------------- a small file
+
+
+def test_amounts_become_fen_and_times_aware() -> None:
+    campaign = read(SMALL)
+    first, second = campaign.rounds
+    assert (campaign.fund_fen, first.budget_fen) == (100_000, 40_000)
+    assert campaign.funding == Funding(city_bp=6_000, platform_bp=3_000, merchant_bp=1_000)
+    assert (campaign.rollover, campaign.expected_redemption_bp, campaign.opening_time) == (True, 5_000, time(12))
+    assert (first.opens_at, first.closes_at) == (at("2020-04-23 12:00"), at("2020-04-23 23:59:59"))
+    assert second.closes_at == at("2020-04-30 18:30")
+    assert first.opens_at.utcoffset() == timedelta(hours=8)
+
+
+def test_validity_counts_the_day_of_opening() -> None:
+    first, second = read(SMALL).rounds
+    assert first.valid_until == at("2020-04-29 23:59:59")
+    assert second.valid_until == at("2020-05-06 23:59:59")
+
+
+def test_validity_may_be_a_date_or_a_rounds_own() -> None:
+    until = small(("{days: 7}", "{until: 2020-07-31}"), ("budget: 400}", "budget: 400, valid_until: 2020-04-25 20:00}"))
+    assert [each.valid_until for each in read(until).rounds] == [at("2020-04-25 20:00"), at("2020-07-31 23:59:59")]
+
+
+def test_an_offset_may_be_written_when_it_is_the_zones() -> None:
+    assert read(small(("opens: 2020-04-23 12:00", "opens: 2020-04-23T12:00:00+08:00"))) == read(SMALL)
+
+
+def test_a_stock_has_a_name_a_minimum_and_what_the_fund_pays() -> None:
+    wechat, alipay = read(SMALL).rounds[0].stocks
+    assert (wechat.stock_id, alipay.stock_id) == ("small-2020_r1_wechat_dining", "small-2020_r1_alipay_dining")
+    assert (wechat.transaction_minimum_fen, alipay.transaction_minimum_fen) == (6_000, 7_000)
+    assert (wechat.funded_fen, alipay.funded_fen) == (1_800, 1_845)
+    assert (wechat.total_face_fen, wechat.exposure_fen, wechat.least_spending_fen) == (20_000, 18_000, 60_000)
+
+
+def test_a_round_scales_the_template_and_replaces_lines() -> None:
+    own = "[{partner: wechat, category: dining, face: 10, quantity: 5}]"
+    scaled_up, replaced = read(
+        small(("budget: 400}", "budget: 600, scale: 155}"), ("budget: 400}", f"budget: 400, stocks: {own}}}"))
+    ).rounds
+    assert [stock.quantity for stock in scaled_up.stocks] == [16, 15]
+    assert [(stock.quantity, stock.face_value_fen) for stock in replaced.stocks] == [(5, 1_000), (10, 2_050)]
+
+
+def test_a_round_takes_a_stock_out() -> None:
+    own = "[{partner: wechat, category: dining, face: 10, quantity: 0}]"
+    first, _ = read(small(("budget: 400}", f"budget: 400, stocks: {own}}}"))).rounds
+    assert [stock.partner_id for stock in first.stocks] == ["alipay"]
+
+
+def test_live_money_ends_with_the_last_second_of_validity() -> None:
+    text = small(("closes: 2020-04-23,", "closes: 2020-04-23, valid_until: 2020-04-30 12:00,"))
+    first, both = exposures(read(text).rounds)
+    assert (first.budget_fen, both.budget_fen) == (40_000, 80_000)
+    assert [each.budget_fen for each in exposures(read(SMALL).rounds)] == [40_000, 40_000]
+
+
+# ---------------------------------------------------------------- Wuhan, 2020
+
+
+def test_wuhan_comes_along() -> None:
+    assert shipped_names() == ["wuhan-2020"]
+
+
+def test_wuhans_totals() -> None:
+    campaign = wuhan()
+    assert campaign.fund_fen == 500_000_000_00
+    assert len(campaign.rounds) == 15
+    assert campaign.quantity == 43_005_000
+    assert campaign.total_face_fen == campaign.budgets_fen == campaign.exposure_fen == 836_130_000_00
+    assert expected_spending_fen(campaign, list(campaign.rounds)) == 484_955_400_00
+
+
+def test_wuhans_rounds_are_at_noon_on_one_sunday_and_then_thursdays() -> None:
+    rounds = wuhan().rounds
+    assert rounds[0].opens_at == at("2020-04-19 12:00")
+    assert rounds[0].opens_at.isoweekday() == 7
+    assert {each.opens_at.isoweekday() for each in rounds[1:]} == {4}
+    assert {earlier.opens_at + timedelta(days=7) == later.opens_at for earlier, later in pairwise(rounds[1:])} == {True}
+    assert rounds[0].valid_until == rounds[1].valid_until == at("2020-04-29 23:59:59")
+    assert rounds[-1].valid_until == at("2020-07-29 23:59:59")
+
+
+def test_wuhans_offers() -> None:
+    campaign = wuhan()
+    assert [partner.partner_id for partner in campaign.partners] == ["wechat", "alipay", "meituan"]
+    assert len(campaign.categories) == 4
+    for each in campaign.rounds:
+        assert len(each.stocks) == 12
+        for stock in each.stocks:
+            assert 10_00 <= stock.face_value_fen <= 80_00
+            assert stock.transaction_minimum_fen == 3 * stock.face_value_fen
+            assert stock.funded_fen == stock.face_value_fen
+
+
+def test_wuhans_money_is_there_at_every_opening() -> None:
+    """If 58 of 100 vouchers are used, no round asks for more than earlier rounds have left."""
+    campaign = wuhan()
+    largest = largest_exposure(campaign.rounds)
+    assert largest is not None
+    assert [each.round_id for each in largest.rounds] == ["r01", "r02"]
+    for exposure in exposures(campaign.rounds):
+        over = [each for each in campaign.rounds if each.valid_until < exposure.at]
+        assert expected_spending_fen(campaign, over) + exposure.budget_fen <= campaign.fund_fen
+
+
+# ---------------------------------------------------------------- odd files
+
+
+def is_answered(data: bytes) -> None:
+    answer = read_campaign(data)
+    if isinstance(answer, Refused):
+        assert answer.complaints == tuple(sorted(answer.complaints))
+        assert answer.complaints
+        lines = len(re.split("\r\n|[\n\r\x85\u2028\u2029]", data.decode(errors="replace")))
+        assert all(1 <= each.line <= lines and each.message for each in answer.complaints)
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=300))
+def test_any_bytes_are_answered(data: bytes) -> None:
+    is_answered(data)
+
+
+LINES = SMALL.splitlines()
+WORDS = st.sampled_from(
+    ["", "~", "{}", "[]", "[{}]", "[[1]]", "-1", "1.5", "'0'", "2020-02-30", "0x10", "yes", "?", "{a: 1}", "- 1"]
+)
+
+
+@settings(deadline=None)
+@given(st.integers(0, len(LINES) - 1), st.integers(0, 60), st.integers(0, 60), WORDS)
+def test_a_file_with_a_part_replaced_is_answered(line: int, start: int, end: int, word: str) -> None:
+    lines = LINES.copy()
+    lines[line] = lines[line][:start] + word + lines[line][max(start, end) :]
+    is_answered("\n".join(lines).encode())
+
+
+@settings(deadline=None)
+@given(st.sampled_from(range(len(LINES))), WORDS)
+def test_a_file_with_a_value_replaced_is_answered(line: int, word: str) -> None:
+    lines = LINES.copy()
+    lines[line] = lines[line].partition(":")[0] + ": " + word
+    is_answered("\n".join(lines).encode())
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from(LINES), max_size=30))
+def test_a_shuffled_file_is_answered(lines: list[str]) -> None:
+    is_answered("\n".join(lines).encode())
