@@ -29,7 +29,7 @@ _depth = Gauge("hanquan_claims_waiting", "Claims waiting for their turn in this 
 async def make_app(settings: Settings) -> web.Application:
     """The claim service with its stores open and every round published."""
     clock = open_clock(settings.clock_file)
-    pool = await open_pool(settings.postgres_dsn, name="issuer")
+    pool = await open_pool(settings.postgres_dsn, name="issuer", by_keys=True)
     valkey = open_valkey(settings.valkey_url, connections=64)
     store = StockStore(valkey, GateLimits())
     signals = SignalWriter(valkey)

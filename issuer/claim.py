@@ -137,18 +137,19 @@ class ClaimDesk:
         )
 
     def _refuse(self, stock: Offered, denied: Denied) -> Refusal:
-        match denied.code:
-            case Code.NOT_STARTED:
-                wait = max(stock.opens_at - self._clock.now(), timedelta())
-                return Refusal(
-                    code=denied.code,
-                    detail=f"the round opens at {rfc3339(stock.opens_at)}",
-                    retry_after_s=-(-wait // timedelta(seconds=1)),
-                )
-            case Code.ENDED:
-                return Refusal(code=denied.code, detail=f"the round closed at {rfc3339(stock.closes_at)}")
-            case _:
-                return _REFUSALS[denied]
+        now = self._clock.now()
+        # Rounds are published shortly before they open, and not again when their vouchers have run out.
+        unpublished = denied.code is Code.SYSTEM_BUSY
+        if denied.code is Code.NOT_STARTED or (unpublished and now < stock.opens_at):
+            wait = max(stock.opens_at - now, timedelta())
+            return Refusal(
+                code=Code.NOT_STARTED,
+                detail=f"the round opens at {rfc3339(stock.opens_at)}",
+                retry_after_s=-(-wait // timedelta(seconds=1)),
+            )
+        if denied.code is Code.ENDED or (unpublished and now >= stock.closes_at):
+            return Refusal(code=Code.ENDED, detail=f"the round closed at {rfc3339(stock.closes_at)}")
+        return _REFUSALS[denied]
 
     def _signal_refusal(self, claim: Claim, denied: Denied) -> None:
         if denied.code in _SIGNALLED:

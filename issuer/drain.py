@@ -66,6 +66,9 @@ class Drain:
                         await self.drain_once(conn)
             except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, RedisError, TimeoutError) as error:
                 log.warning("drain_waits", shard=self._shard, error=f"{type(error).__name__}: {error}")
+            except Exception:  # wins wait in the log until it is mended; a drain that ended would not tell
+                log.exception("drain_fails", shard=self._shard)
+            self._catalogue = None
             await asyncio.sleep(RETRY_S)
 
     @contextlib.asynccontextmanager

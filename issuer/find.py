@@ -55,7 +55,8 @@ class Finder:
             person.hex(),
             out_request_no,
         )
-        if row is not None and catalogue.by_no[row["stock_no"]].partner_no == partner_no:
+        stock = None if row is None else catalogue.by_no.get(row["stock_no"])
+        if stock is not None and stock.partner_no == partner_no:
             return self._word(row)
         return await self._not_drained(partner_no, out_request_no, person)
 
@@ -66,9 +67,9 @@ class Finder:
             return _NOT_FOUND
         bucket = bucket_of(unpack_voucher_id(voucher_id).partition, self._desk.catalogue.buckets)
         row = await self._row("voucher_by_id", bucket, voucher_id)
-        if row is None:
+        stock = None if row is None else self._desk.catalogue.by_no.get(row["stock_no"])
+        if stock is None:  # not drained yet, or of a round that this worker has not read yet
             return VoucherAnswer(voucher_code=self._codes.encode(voucher_id), state="CONFIRMING")
-        stock = self._desk.catalogue.by_no[row["stock_no"]]
         return self._word(row) if stock.partner_no == partner_no else _NOT_FOUND
 
     async def _row(self, name: str, *args: object) -> Any:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
+from datetime import timedelta
 from typing import Any
 
 import structlog
@@ -13,12 +14,14 @@ from issuer.claim import ClaimDesk
 from issuer.record import Claim
 from issuer.stock import StockStore, fresh_round
 from kernel.clock import Clock, to_ms
-from kernel.ids import unpack_voucher_id
+from kernel.ids import SERIAL_MAX, pack_voucher_id, unpack_voucher_id
 from kernel.partitions import PARTITIONS
 from kernel.postgres import ACQUIRE_TIMEOUT_S, Connection, Pool
 
 REFRESH_EVERY_S = 1.0
 REBUILD_PAGE = 5_000
+PUBLISH_AHEAD = timedelta(minutes=10)
+"""A round is brought into Valkey this long before it opens, when the money of earlier rounds is back."""
 
 _queries = sql.load("issuer")
 log = structlog.get_logger()
@@ -33,7 +36,6 @@ class Publisher:
         self._store = store
         self._desk = desk
         self._clock = clock
-        self._published: set[int] = set()
 
     @contextlib.asynccontextmanager
     async def kept_fresh(self) -> AsyncIterator[None]:
@@ -48,12 +50,13 @@ class Publisher:
                 await task
 
     async def refresh(self) -> None:
-        """Reads the catalogue and publishes the rounds that are new to this worker."""
+        """Reads the catalogue, and publishes each round that opens soon or is still good and that Valkey
+        does not hold: a new one, or one that the store lost."""
         catalogue = await Catalogue.read(self._pool)
-        for round_no, stocks in catalogue.rounds().items():
-            if round_no not in self._published:
+        now = self._clock.now()
+        for stocks in catalogue.rounds().values():
+            if stocks[0].opens_at - PUBLISH_AHEAD <= now < stocks[0].valid_until:
                 await self._publish(catalogue, stocks)
-                self._published.add(round_no)
         self._desk.catalogue = catalogue
 
     async def _keep_refreshing(self) -> None:
@@ -66,8 +69,16 @@ class Publisher:
 
     async def _publish(self, catalogue: Catalogue, stocks: Sequence[Offered]) -> None:
         for shard in range(catalogue.shards):
-            if not await self._store.is_published(shard, stocks[0].round_no):
+            if await self._store.is_published(shard, stocks[0].round_no):
+                await self._keep_paused(stocks, shard)
+            else:
                 await self._publish_shard(catalogue, stocks, shard)
+
+    async def _keep_paused(self, stocks: Sequence[Offered], shard: int) -> None:
+        round_no, wanted = stocks[0].round_no, {stock.stock_no: stock.paused for stock in stocks}
+        if await self._store.paused(shard, round_no, list(wanted)) != wanted:
+            await self._store.pause(shard, round_no, wanted)
+            log.info("stocks_paused", round_no=round_no, shard=shard, paused=[no for no, on in wanted.items() if on])
 
     async def _publish_shard(self, catalogue: Catalogue, stocks: Sequence[Offered], shard: int) -> None:
         round_no = stocks[0].round_no
@@ -75,15 +86,42 @@ class Publisher:
             await conn.execute(_queries["lock_publishing"], round_no)
             if await self._store.is_published(shard, round_no):
                 return
+            await self._forget_lost_log(conn, shard)
             issued = [row async for row in _issued(conn, round_no, shard, catalogue.shards)]
+            if not await _is_funded(conn, stocks):
+                log.error("round_not_funded", round_no=round_no)
+                return
             fresh = fresh_round(stocks, shard, catalogue.shards, self._clock.offset_ms())
             await self._store.restore(shard, fresh, [_told(catalogue, row) for row in issued])
         log.info("round_published", round_no=round_no, shard=shard, already_issued=len(issued))
 
+    async def _forget_lost_log(self, conn: Connection, shard: int) -> None:
+        """When the store lost its data, the drain begins its new log from the start: its entries may be numbered
+        below the old ones. A drain at work on entries of the old log fails to commit, so what it holds is either
+        in the vouchers read below or never counts: a voucher that is in neither would be issued twice."""
+        position = await conn.fetchval(_queries["drain_position"], shard)
+        if position is not None and not await self._store.has_log(shard):
+            await conn.execute(_queries["restart_drain"], shard, position)
+
+
+async def _is_funded(conn: Connection, stocks: Sequence[Offered]) -> bool:
+    """Whether BUDGET can pay for every voucher of a round. A round that it cannot pay for stays shut: its
+    wins could not be booked. A round of which vouchers are out was funded when it opened."""
+    if await conn.fetchval(_queries["has_vouchers"], *_ids_of(stocks[0].round_no)):
+        return True
+    budget_fen: int = await conn.fetchval(_queries["budget_fen"], stocks[0].campaign_no)
+    return budget_fen >= sum(stock.quantity * stock.funded_fen for stock in stocks)
+
+
+def _ids_of(round_no: int) -> tuple[int, int]:
+    """The range of a round's voucher numbers; the end is not in it."""
+    return pack_voucher_id(round_no, 0, 1), pack_voucher_id(round_no, PARTITIONS - 1, SERIAL_MAX) + 1
+
 
 async def _issued(conn: Connection, round_no: int, shard: int, shards: int) -> AsyncIterator[Any]:
     first, end = -(-shard * PARTITIONS // shards), -(-(shard + 1) * PARTITIONS // shards)
-    after, below = (round_no << 38) - 1, (round_no + 1) << 38
+    first_id, below = _ids_of(round_no)
+    after = first_id - 1
     while True:
         rows = await conn.fetch(_queries["vouchers_of_round"], after, below, REBUILD_PAGE, first, end)
         for row in rows:

@@ -19,6 +19,9 @@ from kernel.errors import Broken, Code, StoreDown
 HASH_ENTRIES = 96
 """How full a small hash of a round gets; below Valkey's listpack limit, so an entry costs its bytes."""
 RESTORE_PAGE = 2_000
+SERIAL_GAP = 1 << 20
+"""Serials passed over when a round is restored: numbers of wins that were lost before the drain saw them.
+Somebody may hold such a code; it must never become another person's voucher."""
 
 
 class Granted(msgspec.Struct, frozen=True):
@@ -101,12 +104,27 @@ class StockStore:
             await guard(pipe.execute())
         gone = Counter(claim.stock_no for claim, _, _ in told)
         left = {no: quantity - gone[no] for no, quantity in fresh.left.items()}
-        serial = max((serial for _, serial, _ in told), default=0)
+        serial = max((serial + SERIAL_GAP for _, serial, _ in told), default=0)
         await self.publish(shard, msgspec.structs.replace(fresh, left=left, serial=serial))
 
     async def is_published(self, shard: int, round_no: int) -> bool:
         """Whether a shard knows a round."""
-        return bool(await guard(self._valkey.exists(keys.round_key(shard, round_no))))
+        return bool(await guard(self._valkey.hexists(keys.round_key(shard, round_no), "opens_ms")))
+
+    async def paused(self, shard: int, round_no: int, stock_nos: Sequence[int]) -> dict[int, bool]:
+        """Which stocks of a round a shard holds back."""
+        fields = [f"paused:{no}" for no in stock_nos]
+        values = await guard(self._valkey.hmget(keys.round_key(shard, round_no), fields))
+        return {no: value == b"1" for no, value in zip(stock_nos, values, strict=True)}
+
+    async def pause(self, shard: int, round_no: int, paused: Mapping[int, bool]) -> None:
+        """Holds stocks of a published round back, or lets them go again."""
+        fields: dict[Any, Any] = {f"paused:{no}": int(is_paused) for no, is_paused in paused.items()}
+        await guard(self._valkey.hset(keys.round_key(shard, round_no), mapping=fields))
+
+    async def has_log(self, shard: int) -> bool:
+        """Whether a shard ever granted anything, as far as it knows: a log that is drained is still there."""
+        return bool(await guard(self._valkey.exists(keys.log_key(shard))))
 
     async def left(self, shard: int, round_no: int, stock_nos: Sequence[int]) -> dict[int, int] | None:
         """What is left of each stock on one shard; None when the shard does not hold the round."""

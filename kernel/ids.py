@@ -5,12 +5,13 @@ from typing import Annotated, NamedTuple
 
 import msgspec
 
-REQUEST_NO_PATTERN = r"^[A-Za-z0-9_-]{6,40}$"
+# (?!\n): in Python a bare $ would also let a line end pass, and these numbers go into files.
+REQUEST_NO_PATTERN = r"^[A-Za-z0-9_-]{6,40}(?!\n)$"
 REQUEST_NO = re.compile(REQUEST_NO_PATTERN)
 RequestNo = Annotated[str, msgspec.Meta(pattern=REQUEST_NO_PATTERN)]
 """A caller's own number for one request (WeChat Pay's `out_request_no` and its like)."""
 
-TOKEN_PATTERN = r"^[0-9a-f]{32}$"
+TOKEN_PATTERN = r"^[0-9a-f]{32}(?!\n)$"
 TOKEN = re.compile(TOKEN_PATTERN)
 Token = Annotated[str, msgspec.Meta(pattern=TOKEN_PATTERN)]
 """A keyed token of a person or a device: 128 bits, lowercase hex."""

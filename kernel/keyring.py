@@ -35,10 +35,11 @@ class Keyring:
     async def reload(self) -> None:
         """Takes in new, changed and revoked keys; keys that did not change are not opened again."""
         rows = {row["serial_no"]: row for row in await self._read_rows()}
-        self._keys = {
-            serial_no: self._keys[serial_no] if self._rows.get(serial_no) == row else self._open(row)
+        keys = {
+            serial_no: self._keys.get(serial_no) if self._rows.get(serial_no) == row else self._try_open(row)
             for serial_no, row in rows.items()
         }
+        self._keys = {serial_no: key for serial_no, key in keys.items() if key is not None}
         self._rows = rows
 
     def authenticate(self, header: str | None, method: str, path: str, body: bytes) -> Caller:
@@ -72,6 +73,13 @@ class Keyring:
                 await self.reload()
             except Exception as error:  # the keys we have stay good while the store is away
                 log.warning("keys_not_reloaded", error=str(error))
+
+    def _try_open(self, row: Mapping[str, Any]) -> ApiKey | None:
+        try:
+            return self._open(row)
+        except (Broken, ValueError):  # it opens nothing; the other keys, and what is revoked, must not wait for it
+            log.exception("key_not_opened", serial_no=row["serial_no"])
+            return None
 
     def _open(self, row: Mapping[str, Any]) -> ApiKey:
         return ApiKey(

@@ -137,6 +137,8 @@ def decode(decoder: msgspec.json.Decoder[Body], body: bytes) -> Body:
         raise param_error(detail, path.rstrip("`").removeprefix("$.") or None) from None
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise param_error("the body is not valid JSON") from None
+    except RecursionError:
+        raise param_error("the body is nested too deeply") from None
 
 
 @web.middleware
@@ -161,7 +163,10 @@ async def _guarded(request: web.Request, handler: Handler) -> web.StreamResponse
         busy = Refusal(code=Code.SYSTEM_BUSY, detail=str(error), retry_after_s=error.retry_after_s)
         return problem_response(request, busy)
     except web.HTTPException as error:
-        return problem_response(request, _of_http(error))
+        response = problem_response(request, _of_http(error))
+        if "Allow" in error.headers:  # RFC 9110: a 405 says what is taken
+            response.headers["Allow"] = error.headers["Allow"]
+        return response
     except Exception:
         log.exception("request_failed", request_id=request[REQUEST_ID], path=request.path)
         fault = Refusal(code=Code.SYSTEM_ERROR, detail="a fault of ours; it is logged under this request id")

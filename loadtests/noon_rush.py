@@ -170,7 +170,7 @@ class Noon(LoadTestShape):  # type: ignore[misc]
         if people == 0 and (self.runner.user_count == 0 or rush.now_s() > rush.plan.seconds + GRACE_S):
             return None
         whole = -(-people // rush.of) * rush.of  # Locust deals evenly; so every process can start its share
-        return whole, max(float(whole), 1.0)
+        return whole, float(rush.plan.citizens)
 
 
 def read_answer(status: int, body: bytes, headers: Mapping[str, str]) -> Answer:

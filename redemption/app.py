@@ -29,7 +29,8 @@ _depth = Gauge("hanquan_redemptions_waiting", "Redemptions waiting for their tur
 async def make_app(settings: Settings) -> web.Application:
     """The checkout service with its stores open."""
     clock = open_clock(settings.clock_file)
-    pool = await open_pool(settings.postgres_dsn, size=8, command_timeout_s=5, name="redemption")
+    pool = await open_pool(settings.postgres_dsn, size=8, command_timeout_s=5, name="redemption", by_keys=True)
+    readers = await open_pool(settings.postgres_dsn, size=2, command_timeout_s=20, name="statements")
     valkey = open_valkey(settings.valkey_url)
     signals = SignalWriter(valkey)
     catalogue = LiveCatalogue(pool)
@@ -46,6 +47,7 @@ async def make_app(settings: Settings) -> web.Application:
             await till.drained()
             await refunds.drained()
         await pool.close()
+        await readers.close()
         await valkey.aclose()
 
     app = new_app(clock)
@@ -55,7 +57,7 @@ async def make_app(settings: Settings) -> web.Application:
     app[handlers.LEDGER] = ledger
     app[handlers.CATALOGUE] = catalogue
     app[handlers.CODES] = codes
-    app[handlers.POOL] = pool
+    app[handlers.READERS] = readers
     app[READY_CHECKS].append(lambda: _ready(pool))
     app.cleanup_ctx.append(resources)
     app.router.add_post("/v1/redemptions", handlers.post_redemption)

@@ -138,10 +138,10 @@ class Till:
         return [_told(attempt, firsts) for attempt in attempts]
 
     async def _check_numbers(self, attempts: Sequence[Attempt], catalogue: Catalogue, now: datetime) -> None:
-        taken = await self._ledger.owners([attempt.number for attempt in attempts], catalogue.buckets)
-        orders = await self._ledger.owners([attempt.order for attempt in attempts], catalogue.buckets)
+        numbers = [number for attempt in attempts for number in (attempt.number, attempt.order)]
+        owners = await self._ledger.owners(numbers, catalogue.buckets)
         for attempt in attempts:
-            attempt.outcome = _conflict(attempt, taken, orders)
+            attempt.outcome = _conflict(attempt, owners)
 
     async def _look(self, attempts: Sequence[Attempt], catalogue: Catalogue, now: datetime) -> None:
         async def states(part: Sequence[Attempt], bucket: int) -> None:
@@ -172,7 +172,7 @@ class Till:
         numbers = [number for attempt in attempts for number in (attempt.number, attempt.order)]
         owners = await self._ledger.take(numbers, catalogue.buckets)
         for attempt in attempts:
-            attempt.outcome = _conflict(attempt, owners, owners)
+            attempt.outcome = _conflict(attempt, owners)
 
     async def _book(self, attempts: Sequence[Attempt], catalogue: Catalogue, now: datetime) -> None:
         async def book(part: Sequence[Attempt], bucket: int) -> None:
@@ -231,8 +231,8 @@ class Till:
         )
 
 
-def _conflict(attempt: Attempt, numbers: dict[UUID, Registered], orders: dict[UUID, Registered]) -> Refusal | None:
-    number, order = numbers.get(attempt.number.key), orders.get(attempt.order.key)
+def _conflict(attempt: Attempt, owners: dict[UUID, Registered]) -> Refusal | None:
+    number, order = owners.get(attempt.number.key), owners.get(attempt.order.key)
     if number is not None and number.body_hash != attempt.number.body_hash:
         return MISMATCH
     if order is not None and order.body_hash != attempt.order.body_hash:

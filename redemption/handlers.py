@@ -22,7 +22,7 @@ TILL = web.AppKey("TILL", Till)
 REFUNDS = web.AppKey("REFUNDS", RefundDesk)
 LEDGER = web.AppKey("LEDGER", Ledger)
 CATALOGUE = web.AppKey("CATALOGUE", LiveCatalogue)
-POOL = web.AppKey("POOL", Pool)
+READERS = web.AppKey("READERS", Pool)
 CODES = web.AppKey("CODES", CodeBook)
 
 TILL_BYTES_MAX = 4_096
@@ -67,7 +67,7 @@ async def get_statement(request: web.Request) -> web.Response:
     day, offset = _day(request.match_info["date"]), request.query.get("offset", "0")
     if not (offset.isascii() and offset.isdigit() and len(offset) <= OFFSET_DIGITS_MAX):
         raise param_error("offset is the number of entries to skip", "offset")
-    async with request.app[POOL].acquire(timeout=ACQUIRE_TIMEOUT_S) as conn:
+    async with request.app[READERS].acquire(timeout=ACQUIRE_TIMEOUT_S) as conn:
         found = await statement(conn, caller.holder_no, day, request.app[CODES], offset=int(offset))
     if isinstance(found, Refused):
         raise Broken(f"merchant {caller.holder_no} signs and is not enrolled")

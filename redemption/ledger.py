@@ -6,7 +6,7 @@ All transaction policy of the checkout is here. Each method is one transaction, 
 import asyncio
 import contextlib
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from datetime import date, datetime
 from typing import Any, TypeVar
 from uuid import UUID
@@ -87,7 +87,7 @@ class Ledger:
         async def read(part: Sequence[Number], bucket: int) -> None:
             async with self._connection() as conn:
                 rows = await conn.fetch(_queries["registered"], bucket, [number.key for number in part])
-            owners.update((row["request_key"], Registered(row["body_hash"], row["voucher_id"])) for row in rows)
+            owners.update(map(_owner, rows))
 
         await each_bucket(numbers, lambda number: number.bucket(buckets), read)
         return owners
@@ -101,8 +101,7 @@ class Ledger:
             keys, hashes, vouchers = zip(*part, strict=True)
             async with self._connection() as conn:
                 rows = await conn.fetch(_queries["register"], bucket, keys, hashes, vouchers)
-            taken = {row["request_key"] for row in rows}
-            owners.update((n.key, Registered(n.body_hash, n.voucher_id)) for n in reversed(part) if n.key in taken)
+            owners.update(map(_owner, rows))
 
         await each_bucket(numbers, lambda number: number.bucket(buckets), register)
         lost = [number for number in numbers if number.key not in owners]
@@ -153,6 +152,10 @@ async def each_bucket(items: Iterable[Item], bucket_of_item: Callable[[Item], in
 def _columns(items: Sequence[msgspec.Struct]) -> list[list[Any]]:
     rows = [msgspec.structs.astuple(item) for item in items]
     return [list(column) for column in zip(*rows, strict=True)]
+
+
+def _owner(row: asyncpg.Record) -> tuple[UUID, Registered]:
+    return row["request_key"], Registered(row["body_hash"], row["voucher_id"])
 
 
 def _state(row: asyncpg.Record) -> VoucherState:

@@ -102,17 +102,17 @@ class RefundDesk:
         return [_told(attempt, firsts) for attempt in attempts]
 
     async def _check_numbers(self, attempts: Sequence[Attempt], catalogue: Catalogue, now: datetime) -> None:
-        taken = await self._ledger.owners([attempt.number for attempt in attempts], catalogue.buckets)
-        uses = await self._ledger.owners([attempt.use for attempt in attempts], catalogue.buckets)
+        numbers = [number for attempt in attempts for number in (attempt.number, attempt.use)]
+        owners = await self._ledger.owners(numbers, catalogue.buckets)
         for attempt in attempts:
-            use = uses.get(attempt.use.key)
+            use = owners.get(attempt.use.key)
             if use is None:
                 attempt.outcome = NO_SUCH_REDEMPTION
                 continue
             attempt.voucher_id = use.voucher_id
             attempt.bucket = bucket_of(unpack_voucher_id(use.voucher_id).partition, catalogue.buckets)
             attempt.number = attempt.number._replace(voucher_id=use.voucher_id)
-            attempt.outcome = _conflict(attempt, taken)
+            attempt.outcome = _conflict(attempt, owners)
 
     async def _look(self, attempts: Sequence[Attempt], catalogue: Catalogue, now: datetime) -> None:
         async def states(part: Sequence[Attempt], bucket: int) -> None:

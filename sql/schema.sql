@@ -430,13 +430,15 @@ BEGIN
 END $$;
 
 -- Redeems vouchers of one bucket: each item judged on its own, all committed together.
+-- A connection keeps the plan it made when the tables were still empty; SET makes that plan one by keys.
 -- The caller has checked the offer's rules (they never change) and registered the numbers; here only
 -- what another request may have changed is decided. Array position = item number in the answer, from 1.
 CREATE FUNCTION redeem_batch(p_bucket smallint, p_at timestamptz, p_day date,
         p_voucher_id bigint[], p_stock_no integer[], p_merchant_no integer[], p_terminal_no integer[],
         p_bill_fen bigint[], p_subsidy_fen bigint[], p_use_request_no text[], p_order_no text[])
     RETURNS TABLE (item bigint, outcome redeem_outcome, redeemed_at timestamptz)
-    LANGUAGE plpgsql AS $$
+    LANGUAGE plpgsql SET plan_cache_mode = force_generic_plan
+    SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 DECLARE
     v_day date;
 BEGIN
@@ -483,7 +485,8 @@ END $$;
 CREATE FUNCTION refund_batch(p_bucket smallint, p_at timestamptz, p_day date,
         p_voucher_id bigint[], p_merchant_no integer[], p_use_request_no text[], p_refund_request_no text[], p_refund_fen bigint[])
     RETURNS TABLE (item bigint, outcome refund_outcome, credit account_kind, refunded_at timestamptz)
-    LANGUAGE plpgsql AS $$
+    LANGUAGE plpgsql SET plan_cache_mode = force_generic_plan
+    SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 DECLARE
     v_day        date;
     v_first_open date;
@@ -497,7 +500,7 @@ BEGIN
             WITH ORDINALITY AS a(voucher_id, merchant_no, use_request_no, refund_request_no, refund_fen, item)
     ), state AS MATERIALIZED (
         SELECT a.item, a.refund_request_no, a.refund_fen, r.*, f.refund_request_no AS earlier_no, f.credit AS earlier_credit, f.refunded_at AS earlier_at,
-               sum(r.subsidy_fen) FILTER (WHERE r.booked_on < v_first_open) OVER (PARTITION BY r.merchant_no ORDER BY a.item) AS asked_fen,
+               sum(r.subsidy_fen) FILTER (WHERE r.booked_on < v_first_open AND f.attempt IS NULL) OVER (PARTITION BY r.merchant_no ORDER BY a.item) AS asked_fen,
                row_number() OVER (PARTITION BY r.voucher_id, r.attempt ORDER BY a.item) AS turn
           FROM asked a
           LEFT JOIN LATERAL (SELECT r.voucher_id, r.attempt, r.merchant_no, r.stock_no, r.subsidy_fen, r.booked_on FROM redemption r
@@ -614,6 +617,14 @@ BEGIN
            'stock ' || p_stock_no, p_at
       FROM round d WHERE d.round_no = v_stock.round_no;
     RETURN v_unused;
+END $$;
+
+-- Tells the planner how many rows there are now. A round fills its tables in minutes, and nothing else ever
+-- looks at partitioned tables as a whole; whoever reads everything (audit, reconciliation) calls this first.
+CREATE FUNCTION refresh_statistics() RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+BEGIN
+    ANALYZE voucher, redemption, refund, request_number, transfer, account, merchant_day, merchant, stock;
 END $$;
 
 -- ---------------------------------------------------------------- settlement: paying the merchants
@@ -1417,7 +1428,7 @@ GRANT SELECT ON api_key TO hanquan_issuer, hanquan_redemption, hanquan_operator;
 
 GRANT SELECT, INSERT ON voucher, request_clash, transfer TO hanquan_issuer;
 GRANT SELECT, INSERT, UPDATE ON drain_position TO hanquan_issuer;
-GRANT SELECT ON redemption, refund TO hanquan_issuer;
+GRANT SELECT ON redemption, refund, account TO hanquan_issuer;
 
 GRANT SELECT ON voucher, transfer, day_close, account, merchant_day, merchant_held TO hanquan_redemption;
 GRANT SELECT, INSERT ON redemption, refund TO hanquan_redemption;
@@ -1428,6 +1439,7 @@ GRANT SELECT ON voucher, redemption, refund, day_close, account, merchant_day, m
                 merchant_held, posting, open_day_posting, balance, drain_position TO hanquan_finance, hanquan_operator;
 GRANT SELECT, INSERT ON transfer TO hanquan_finance, hanquan_operator;
 GRANT EXECUTE ON FUNCTION close_day, expire_stock, lock_bucket TO hanquan_finance;
+GRANT EXECUTE ON FUNCTION refresh_statistics TO hanquan_finance, hanquan_auditor;
 GRANT INSERT ON merchant_hold_release TO hanquan_finance;
 
 GRANT INSERT ON city, partner, campaign, round, stock, merchant, terminal, api_key TO hanquan_operator;

@@ -28,6 +28,7 @@ GROUPS = {
     "campaign": "Check a campaign file, show what it costs, load it.",
     "flags": "Look at what anti-fraud flagged, release held merchants, lift blocks.",
     "enrol": "Enrol partners' keys, and merchants with their terminals.",
+    "load": "Send a rush of real clients to a stack and audit what they were told.",
 }
 """Commands with commands of their own: the module's `app`."""
 

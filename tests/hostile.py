@@ -5,21 +5,28 @@ Each is made from a good request, so that nothing but the one flaw can be what t
 
 import gzip
 import json
+import re
 import zlib
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
-from kernel.errors import Code
-from kernel.signing import Algorithm, Signer
-from tests.city import City, Reply, rsa_key
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-HALF_WINDOW_S = 299
+import sql
+from kernel.keyring import Keyring
+from kernel.sealing import seal
+from kernel.signing import SCHEME, Algorithm, Signer
+from kernel.web import KEYRING
+from tests.city import MASTER_KEY, City, Reply, rsa_key
+
+_enrol = sql.load("enrol")
 
 
 @dataclass(frozen=True)
 class Ask:
-    """A good request: who sends what where."""
+    """A good request: who sends what to which service of a city."""
 
     service: str
     signer: str
@@ -27,154 +34,191 @@ class Ask:
     path: str
     body: Mapping[str, Any] | None = None
 
+    def url(self, city: City) -> str:
+        """Base URL of the service."""
+        return str(getattr(city, self.service))
+
+    @property
+    def data(self) -> bytes:
+        """The body as it is sent."""
+        return b"" if self.body is None else json.dumps(self.body).encode()
+
     async def send(self, city: City, **changes: Any) -> Reply:
         """Sends it, with what `City.call` can change."""
-        body = changes.pop("body", self.body)
-        signer = changes.pop("signer", self.signer)
-        service = getattr(city, self.service)
-        return await city.call(service, signer, changes.pop("method", self.method), self.path, body, **changes)
+        body, signer = changes.pop("body", self.data), changes.pop("signer", self.signer)
+        return await city.call(self.url(city), signer, self.method, self.path, body, **changes)
+
+    def authorization(self, city: City, data: bytes) -> str:
+        """The header of a good signature over `data`."""
+        now_s = int(city.clock.now().timestamp())
+        signer = city.signers[self.signer]
+        return signer.authorization(self.method, self.path, data, timestamp_s=now_s, nonce="abcdefgh12345678")
 
 
 Flaw = Callable[[City, Ask], Awaitable[Reply]]
 
 
-def _now_s(city: City) -> int:
-    return int(city.clock.now().timestamp())
+# ---------------------------------------------------------------- badly signed
 
 
-def _authorization(city: City, ask: Ask, change: Callable[[str], str]) -> Mapping[str, str]:
-    data = b"" if ask.body is None else json.dumps(ask.body).encode()
-    header = city.signers[ask.signer].authorization(
-        ask.method, ask.path, data, timestamp_s=_now_s(city), nonce="abcdefgh12345678"
-    )
-    return {"Authorization": change(header)}
+async def _unsigned(city: City, ask: Ask) -> Reply:
+    return await city.send(ask.url(city), ask.method, ask.path, ask.data)
 
 
-def _signed(**sign: Any) -> Flaw:
+def _signed_over(**sign: Any) -> Flaw:
     return lambda city, ask: ask.send(city, sign=sign)
 
 
 def _shifted(seconds: int) -> Flaw:
-    return lambda city, ask: ask.send(city, sign={"timestamp_s": _now_s(city) + seconds})
+    return lambda city, ask: ask.send(city, sign={"timestamp_s": int(city.clock.now().timestamp()) + seconds})
 
 
 def _header(change: Callable[[str], str]) -> Flaw:
-    return lambda city, ask: ask.send(city, headers=_authorization(city, ask, change))
+    return lambda city, ask: ask.send(city, headers={"Authorization": change(ask.authorization(city, ask.data))})
 
 
-def _as(change: Callable[[City, Signer], Signer]) -> Flaw:
-    return lambda city, ask: ask.send(city, signer=change(city, city.signers[ask.signer]))
+def _flipped(header: str) -> str:
+    head, mark, signature = header.rpartition('signature="')
+    return head + mark + ("B" if signature[0] == "A" else "A") + signature[1:]
 
 
-async def _unsigned(city: City, ask: Ask) -> Reply:
-    data = None if ask.body is None else json.dumps(ask.body).encode()
-    return await city.send(getattr(city, ask.service), ask.method, ask.path, data)
+def _other_scheme(header: str) -> str:
+    hmac, rsa = SCHEME[Algorithm.HMAC], SCHEME[Algorithm.RSA]
+    return header.replace(hmac, rsa) if header.startswith(hmac) else header.replace(rsa, hmac)
 
 
-def _other(city: City, ask: Ask) -> Signer:
-    """Somebody of the other kind: a shop where a partner is asked for, and the other way round."""
-    return city.signers["NOODLES" if ask.service == "issuer" else "wechat"]
+def _guessed(serial_no: str | None = None, secret: bytes = b"\x01" * 32) -> Flaw:
+    def forge(city: City, ask: Ask) -> Awaitable[Reply]:
+        own = city.signers[ask.signer]
+        signer = Signer(
+            holder_id=own.holder_id, serial_no=serial_no or own.serial_no, algorithm=Algorithm.HMAC, secret=secret
+        )
+        return ask.send(city, signer=signer)
+
+    return forge
 
 
-def _flip(header: str) -> str:
-    head, _, signature = header.rpartition('signature="')
-    return head + 'signature="' + ("B" if signature[0] == "A" else "A") + signature[1:]
+async def _public_half_as_secret(city: City, ask: Ask) -> Reply:
+    public = rsa_key().public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    own = city.signers["alipay"]
+    signer = Signer(holder_id="alipay", serial_no=own.serial_no, algorithm=Algorithm.HMAC, secret=public)
+    return await ask.send(city, signer=signer)
 
 
-_STRANGER = b"\x01" * 32
+async def _other_kind(city: City, ask: Ask) -> Reply:
+    return await ask.send(city, signer="NOODLES" if ask.service == "issuer" else "wechat")
+
+
+def _twin(kind: str) -> Flaw:
+    return lambda city, ask: ask.send(city, signer=f"{ask.signer} {kind}")
+
 
 FORGERIES: Mapping[str, Flaw] = {
     "no signature at all": _unsigned,
     "a header of another scheme": _header(lambda _: "Bearer abcdef"),
     "an empty header": _header(lambda _: ""),
-    "a signature with one letter changed": _header(_flip),
-    "a signature that is no base64": _header(lambda header: header[:-5] + '===="'),
+    "a header of which a part is missing": _header(lambda header: re.sub(',nonce_str="[^"]*"', "", header)),
     "a header with something after it": _header(lambda header: header + ',x="y"'),
-    "another partner's name on one's own key": _header(lambda header: header.replace('mchid="', 'mchid="x')),
-    "the other scheme's name": _header(
-        lambda h: h.replace("HMAC-SHA256", "X").replace("RSA-2048-SHA256", "HMAC-SHA256").replace("X", "RSA-2048-SHA256")
-    ),
-    "a body that was changed on the way": _signed(body=b'{"changed": 1}'),
-    "a method that was changed on the way": _signed(method="PUT"),
-    "a path that was changed on the way": _signed(path="/v1/other"),
+    "a signature with one letter changed": _header(_flipped),
+    "a signature that is no base64": _header(lambda header: header[:-5] + '===="'),
+    "somebody else's name on one's own key": _header(lambda header: header.replace('mchid="', 'mchid="x')),
+    "the other scheme's name": _header(_other_scheme),
+    "a body that was changed on the way": _signed_over(body=b'{"changed": 1}'),
+    "a method that was changed on the way": _signed_over(method="PUT"),
+    "a path that was changed on the way": _signed_over(path="/v1/other"),
     "a timestamp older than five minutes": _shifted(-302),
     "a timestamp more than five minutes ahead": _shifted(302),
-    "a guessed secret": _as(
-        lambda _, who: Signer(
-            holder_id=who.holder_id, serial_no=who.serial_no, algorithm=Algorithm.HMAC, secret=_STRANGER
-        )
-    ),
-    "a key nobody knows": _as(
-        lambda _, who: Signer(
-            holder_id=who.holder_id, serial_no="F" * 20, algorithm=Algorithm.HMAC, secret=_STRANGER
-        )
-    ),
-    "a public key used as if it were a secret": _as(
-        lambda city, who: Signer(
-            holder_id="alipay",
-            serial_no=city.signers["alipay"].serial_no,
-            algorithm=Algorithm.HMAC,
-            secret=_public_key(),
-        )
-    ),
-    "a key of the wrong kind": lambda city, ask: ask.send(city, signer=_other(city, ask)),
-    "a key that has run out": lambda city, ask: ask.send(city, signer="expired"),
-    "a key that was revoked": lambda city, ask: ask.send(city, signer="revoked"),
-    "a key that is not valid yet": lambda city, ask: ask.send(city, signer="early"),
+    "a guessed secret": _guessed(),
+    "a key nobody knows": _guessed(serial_no="F" * 20),
+    "a public key used as if it were a secret": _public_half_as_secret,
+    "a key of the wrong kind of caller": _other_kind,
+    "a key that has run out": _twin("expired"),
+    "a key that was revoked": _twin("revoked"),
+    "a key that is not valid yet": _twin("early"),
 }
-"""Every one answers 401 SIGN_ERROR."""
+"""Every one answers 401 SIGN_ERROR. The last three need `add_bad_keys`."""
+
+WITHIN_THE_WINDOW: Mapping[str, Flaw] = {"four minutes old": _shifted(-240), "four minutes ahead": _shifted(240)}
+"""These are fine."""
 
 
-def _public_key() -> bytes:
-    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+async def add_bad_keys(city: City, *names: str) -> None:
+    """For each signer a twin key that has run out, one that was revoked and one of tomorrow."""
+    day, now = timedelta(days=1), city.clock.now()
+    windows = {
+        "expired": (now - 9 * day, now - day),
+        "revoked": (now - day, now + day),
+        "early": (now + day, now + 9 * day),
+    }
+    for name in names:
+        own = city.signers[name]
+        row = await city.database.pool.fetchrow("SELECT * FROM api_key WHERE serial_no = $1", own.serial_no)
+        assert row is not None
+        for number, (kind, (begin, end)) in enumerate(windows.items()):
+            serial_no = f"{own.serial_no}{number}"
+            secret = own.secret
+            material = seal(MASTER_KEY, secret, serial_no) if isinstance(secret, bytes) else row["key_material"]
+            await city.database.pool.execute(
+                _enrol["insert_keys"],
+                *([value] for value in (serial_no, row["holder_kind"], row["holder_id"], row["terminal_no"])),
+                *([value] for value in (row["algorithm"], material, begin, end)),
+            )
+            twin = Signer(holder_id=own.holder_id, serial_no=serial_no, algorithm=own.algorithm, secret=secret)
+            city.signers = {**city.signers, f"{name} {kind}": twin}
+    await city.database.pool.execute(
+        "UPDATE api_key SET revoked_at = $1 WHERE serial_no LIKE '%1' AND length(serial_no) = 21", now
+    )
+    for app in city.apps.values():
+        keyring: Keyring = app[KEYRING]
+        await keyring.reload()
 
-    return rsa_key().public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+# ---------------------------------------------------------------- badly written
 
 
-def _packed(encoding: str, pack: Callable[[bytes], bytes]) -> Flaw:
-    async def send(city: City, ask: Ask) -> Reply:
-        data = pack(json.dumps(ask.body).encode())
-        return await ask.send(city, body=data, headers={"Content-Encoding": encoding})
-
-    return send
-
-
-def _raw(data: bytes) -> Flaw:
+def raw(data: bytes) -> Flaw:
+    """Another body altogether."""
     return lambda city, ask: ask.send(city, body=data)
 
 
-def _without(name: str) -> Flaw:
-    return lambda city, ask: ask.send(city, body={k: v for k, v in (ask.body or {}).items() if k != name})
+def changed(**fields: object) -> Flaw:
+    """The body with fields changed or added."""
+    return lambda city, ask: ask.send(city, body={**(ask.body or {}), **fields})
 
 
-def _with(**more: object) -> Flaw:
-    return lambda city, ask: ask.send(city, body={**(ask.body or {}), **more})
+def without(field: str) -> Flaw:
+    """The body without a field."""
+    return lambda city, ask: ask.send(city, body={name: v for name, v in (ask.body or {}).items() if name != field})
+
+
+def _packed(encoding: str, pack: Callable[[bytes], bytes]) -> Flaw:
+    return lambda city, ask: ask.send(city, body=pack(ask.data), headers={"Content-Encoding": encoding})
 
 
 MALFORMED: Mapping[str, Flaw] = {
-    "no body": _raw(b""),
-    "not JSON": _raw(b"out_request_no=1"),
-    "half a JSON": _raw(b'{"out_request_no": "abc'),
-    "two JSONs": _raw(b"{} {}"),
-    "not UTF-8": _raw(b'{"a": "\xff\xfe"}'),
-    "half a surrogate pair": _raw(b'{"a": "\\ud800"}'),
-    "a list": _raw(b"[]"),
-    "a number": _raw(b"7"),
-    "null": _raw(b"null"),
-    "nothing in it": _raw(b"{}"),
-    "nested without end": _raw(b"[" * 2_000),
-    "a field nobody asked for": _with(surprise=1),
+    "no body": raw(b""),
+    "not JSON": raw(b"out_request_no=1"),
+    "half a JSON": raw(b'{"out_request_no": "abc'),
+    "two JSONs": raw(b"{} {}"),
+    "not UTF-8": raw(b'{"a": "\xff\xfe"}'),
+    "half a surrogate pair": raw(b'{"a": "\\ud800"}'),
+    "a list": raw(b"[]"),
+    "a number": raw(b"7"),
+    "null": raw(b"null"),
+    "nothing in it": raw(b"{}"),
+    "nested without end": raw(b"[" * 2_000),
+    "a field nobody asked for": changed(surprise=1),
     "compressed with gzip": _packed("gzip", gzip.compress),
     "compressed with deflate": _packed("deflate", zlib.compress),
-    "said to be compressed and not": _packed("br", lambda data: data),
+    "said to be compressed and not": _packed("br", bytes),
 }
-"""Every one answers 400 PARAM_ERROR, for any endpoint with a body."""
+"""Every one answers 400 PARAM_ERROR at any address that takes a body."""
 
 
-def bad_values(field: str, values: Mapping[str, object]) -> dict[str, Flaw]:
+def bad_values(field: str, values: Mapping[str, object], *, may_lack: bool = False) -> dict[str, Flaw]:
     """One flaw for each bad value of a field, and one for leaving it out."""
-    flaws = {f"{field}: {name}": _with(**{field: value}) for name, value in values.items()}
-    return flaws | {f"{field}: left out": _without(field)}
+    flaws = {f"{field}: {name}": changed(**{field: value}) for name, value in values.items()}
+    return flaws if may_lack else flaws | {f"{field}: left out": without(field)}
 
 
 BAD_NUMBERS: Mapping[str, object] = {
@@ -183,7 +227,7 @@ BAD_NUMBERS: Mapping[str, object] = {
     "a blank": "abc def",
     "a line end after it": "abcdef\n",
     "a zero byte": "abcdef\x00",
-    "Chinese digits": "１２３４５６",
+    "wide digits": "１２３４５６",
     "a slash": "abc/def",
     "a number": 123456,
     "null": None,
@@ -210,69 +254,29 @@ BAD_AMOUNTS: Mapping[str, object] = {
 }
 
 
+# ---------------------------------------------------------------- badly wrapped
+
+
 def too_large(bytes_max: int) -> Mapping[str, Flaw]:
     """Bodies above a limit, said so in front and not: 413 BODY_TOO_LARGE."""
 
-    async def chunked(city: City, ask: Ask) -> Reply:
-        data = b"{" + b" " * bytes_max
-        header = city.signers[ask.signer].authorization(
-            ask.method, ask.path, data, timestamp_s=_now_s(city), nonce="abcdefgh12345678"
-        )
+    async def in_pieces(city: City, ask: Ask) -> Reply:
+        data = b" " * (bytes_max + 1)
 
-        async def pieces() -> Any:
+        async def pieces() -> AsyncIterator[bytes]:
             for start in range(0, len(data), 65_536):
                 yield data[start : start + 65_536]
 
-        url = getattr(city, ask.service) + ask.path
-        async with city.session.request(
-            ask.method, url, data=pieces(), headers={"Authorization": header}
-        ) as answer:
+        headers = {"Authorization": ask.authorization(city, data)}
+        async with city.session.request(ask.method, ask.url(city) + ask.path, data=pieces(), headers=headers) as answer:
             return Reply(answer.status, await answer.read(), answer.headers.copy())
 
     return {
-        "one byte too many": _raw(b"{" + b" " * bytes_max),
-        "in pieces": chunked,
-        "more than any body may have": _raw(b" " * ((1 << 20) + 1)),
+        "one byte too many": raw(b" " * (bytes_max + 1)),
+        "in pieces": in_pieces,
+        "a million bytes": raw(b" " * 1_000_000),
     }
 
 
-def wrong_doors(path: str, *methods: str) -> list[tuple[str, str, Code]]:
-    """Methods an address does not take, and addresses that are none."""
-    return [(method, path, Code.METHOD_NOT_ALLOWED) for method in methods] + [
-        ("POST", path + "/", Code.RESOURCE_NOT_EXISTS),
-        ("POST", path.upper(), Code.RESOURCE_NOT_EXISTS),
-        ("POST", "/" + path, Code.RESOURCE_NOT_EXISTS),
-        ("POST", path + "%00", Code.RESOURCE_NOT_EXISTS),
-    ]
-
-
-async def add_bad_keys(city: City) -> None:
-    """Gives every holder's key a twin that has run out, one that was revoked and one of tomorrow.
-
-    They stand in `city.signers` as expired, revoked, early; each opens nothing.
-    """
-    changes = {
-        "expired": "not_before = not_before - interval '9 days', not_after = not_before - interval '8 days'",
-        "revoked": "revoked_at = now()",
-        "early": "not_before = not_before + interval '1 day'",
-    }
-    for name, change in changes.items():
-        serial_no = city.signers["alipay"].serial_no[:-1] + name[0].upper().replace("R", "B")
-        await city.database.pool.execute(
-            "INSERT INTO api_key SELECT (k).* FROM (SELECT jsonb_populate_record(a, jsonb_build_object('serial_no', $1::text))"
-            " AS k FROM api_key a WHERE serial_no = $2) AS twin",
-            serial_no,
-            city.signers["alipay"].serial_no,
-        )
-        await city.database.pool.execute(f"UPDATE api_key SET {change} WHERE serial_no = $1", serial_no)
-        city.signers = {**city.signers, name: replace_serial(city.signers["alipay"], serial_no)}
-
-
-def replace_serial(signer: Signer, serial_no: str) -> Signer:
-    """The same key under another serial number."""
-    return Signer(
-        holder_id=signer.holder_id, serial_no=serial_no, algorithm=signer.algorithm, secret=signer.secret
-    )
-
-
-__all__ = ["BAD_AMOUNTS", "FORGERIES", "MALFORMED", "Ask", "replace"]
+WRONG_DOORS = ["{path}/", "/{path}", "{path}%00", "{path}/../claims", "{upper}", "/", "/v1", "/v2{path}"]
+"""Addresses that are none: 404."""

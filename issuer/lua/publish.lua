@@ -7,7 +7,7 @@
 -- Answers  1 published, 0 was there before. O(stocks).
 
 local key = KEYS[1] .. ':round:' .. ARGV[1]
-if redis.call('EXISTS', key) == 1 then return 0 end
+if redis.call('HEXISTS', key, 'opens_ms') == 1 then return 0 end
 redis.call('HSET', key, 'opens_ms', ARGV[2], 'closes_ms', ARGV[3], 'offset_ms', ARGV[4],
     'limit', ARGV[5], 'hash_buckets', ARGV[6], 'serial', ARGV[7])
 for i = 8, #ARGV, 3 do

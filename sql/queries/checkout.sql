@@ -21,10 +21,11 @@ SELECT 1;
 SELECT request_key, body_hash, voucher_id FROM request_number WHERE bucket = $1 AND request_key = ANY ($2::uuid[]);
 
 -- name: register
--- Registers request numbers of one bucket; answers those that were free.
+-- Registers request numbers of one bucket; answers those that were free, with what each is bound to now:
+-- of two bodies under one number in one statement it is not said which comes first.
 INSERT INTO request_number (bucket, request_key, body_hash, voucher_id)
 SELECT $1, * FROM unnest($2::uuid[], $3::bigint[], $4::bigint[]) AS n(request_key, body_hash, voucher_id) ORDER BY request_key
-ON CONFLICT DO NOTHING RETURNING request_key;
+ON CONFLICT DO NOTHING RETURNING request_key, body_hash, voucher_id;
 
 -- name: voucher_states
 -- How vouchers of one bucket stand, and what the asking request itself did before (mine_at). Array position = item, from 1.

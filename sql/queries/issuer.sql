@@ -13,6 +13,23 @@ SELECT s.stock_no, s.stock_id, s.round_no, r.campaign_no, s.partner_no, s.quanti
 -- Whether the store answers.
 SELECT 1;
 
+-- name: budget_fen
+-- What a campaign may still issue.
+SELECT coalesce(sum(credits_fen - debits_fen), 0)::bigint FROM account WHERE bucket = 0 AND campaign_no = $1 AND kind = 'BUDGET';
+
+-- name: has_vouchers
+-- Whether any voucher of a round is out ($1 its first number, $2 the first after it).
+SELECT EXISTS (SELECT FROM voucher WHERE voucher_id >= $1 AND voucher_id < $2);
+
+-- name: drain_position
+-- How far the drain has read the log of a shard.
+SELECT position FROM drain_position WHERE shard = $1;
+
+-- name: restart_drain
+-- Lets the drain begin a shard's new log. 0-0 and 0 mean the same; the text must change, so that nobody who
+-- read the old position can move it.
+UPDATE drain_position SET position = CASE position WHEN '0-0' THEN '0' ELSE '0-0' END WHERE shard = $1 AND position = $2;
+
 -- name: lock_publishing
 -- One worker at a time brings a round into Valkey.
 SELECT pg_advisory_xact_lock(4819, $1);

@@ -64,9 +64,9 @@ INSERT INTO recon_run_bank (run_no, bank_file_no) SELECT $1, unnest($2::integer[
 SELECT run_no, ran_at FROM recon_run WHERE campaign_no = $1 AND day = $2 ORDER BY run_no DESC LIMIT 1;
 
 -- name: days_to_compare
--- Partners and days for which a file counts, around a day.
+-- Partners and days for which a file counts, and whose breaks a file of the day can change (partner_breaks looks that far).
 SELECT partner_no, day FROM flow_in_force
- WHERE campaign_no = $1 AND day BETWEEN $2::date - $3::integer AND $2::date + $3::integer ORDER BY partner_no, day;
+ WHERE campaign_no = $1 AND day BETWEEN $2::date - 2 * $3::integer AND $2::date + 2 * $3::integer ORDER BY partner_no, day;
 
 -- name: file_partner_breaks
 -- Finds and files the breaks of one partner's day: how many are new, how many are gone.

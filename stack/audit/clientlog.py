@@ -68,10 +68,24 @@ class ClientLogError(Exception):
 
 
 def read_log(path: Path) -> Iterator[Told]:
-    """The records of a JSON Lines file, one at a time. Raises ClientLogError, or OSError."""
-    with path.open("rb") as lines:
+    """The records of a JSON Lines file, one at a time; of a folder, those of all its *.jsonl files.
+
+    Raises ClientLogError, or OSError.
+    """
+    if path.is_dir():
+        files = sorted(path.glob("*.jsonl"))
+        if not files:
+            raise ClientLogError(f"{path} holds no *.jsonl file")
+        for file in files:
+            yield from _read_file(file)
+    else:
+        yield from _read_file(path)
+
+
+def _read_file(file: Path) -> Iterator[Told]:
+    with file.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             try:
                 yield _decoder.decode(line)
             except msgspec.DecodeError as error:
-                raise ClientLogError(f"{path}, line {number}: {error}") from error
+                raise ClientLogError(f"{file}, line {number}: {error}") from error

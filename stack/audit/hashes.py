@@ -1,7 +1,8 @@
 """Statements about hashes that the program makes and PostgreSQL cannot: rows are streamed through here."""
 
-from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from collections.abc import AsyncIterator
+from typing import Any, NamedTuple
+from uuid import UUID
 
 from issuer.record import request_key
 from kernel.ids import unpack_voucher_id
@@ -34,43 +35,71 @@ def _claim_fault(voucher_id: int, person: Any, key: int, partner_no: int, out_re
 
 
 async def numbers_registered(room: Room) -> Found:
-    """Every number that a till gave is registered, with what it was sent with."""
+    """Every number that a till gave is registered, with what it was sent with.
+
+    Both sides are read in the order of vouchers, so that a page of one needs a page of the other.
+    """
     buckets = await room.value("buckets")
-    examined, wrong, shown = 0, 0, list[str]()
-    async for page in _pages(room, "numbers_to_hash"):
-        missing = await _unregistered(room, [_number(*row) for row in page], buckets)
-        examined, wrong = examined + len(page), wrong + len(missing)
-        shown += [_words(*page[position]) for position in missing[: SHOWN_MAX - len(shown)]]
-    return Found(examined, wrong, tuple(shown))
+    registered = _Registered(room)
+    wrong, shown = 0, list[str]()
+    async for page in _pages(room, "numbers_given"):
+        known = await registered.of_vouchers(page[0]["voucher_id"], page[-1]["voucher_id"])
+        given = [one for row in page for one in _given(*row)]
+        missing = [one for one in given if (one.number.bucket(buckets), *one.number) not in known]
+        wrong += len(missing)
+        shown += [one.words() for one in missing[: SHOWN_MAX - len(shown)]]
+    return Found(await room.count("examined_numbers"), wrong, tuple(shown))
 
 
-async def _unregistered(room: Room, numbers: Sequence[Number], buckets: int) -> list[int]:
-    keys, hashes, vouchers = zip(*numbers, strict=True)
-    rows = await room.connection.fetch(
-        queries["a3j_numbers_unregistered"],
-        [number.bucket(buckets) for number in numbers],
-        *(keys, hashes, vouchers),
-        timeout=QUERY_TIMEOUT_S,
+class _Given(NamedTuple):
+    """A number that a till gave, and the registration that it must have."""
+
+    scope: Scope
+    merchant_no: int
+    text: str
+    number: Number
+
+    def words(self) -> str:
+        verb = self.scope.name.lower()
+        return f"merchant {self.merchant_no}, {verb} number {self.text}: voucher {self.number.voucher_id}"
+
+
+def _given(
+    voucher_id: int, merchant_no: int, use: str, order: str | None, refund: str | None, fen: int
+) -> tuple[_Given, ...]:
+    """The numbers of a redemption or a refund, as redemption/checkout.py and refund.py register them."""
+    if refund is not None:
+        key = number_key(Scope.REFUND, merchant_no, refund)
+        return (_Given(Scope.REFUND, merchant_no, refund, Number(key, body_hash(use, fen), voucher_id)),)
+    order = order or ""
+    key = number_key(Scope.USE, merchant_no, use)
+    order_key = number_key(Scope.ORDER, merchant_no, order)
+    return (
+        _Given(Scope.USE, merchant_no, use, Number(key, body_hash(voucher_id, order, fen), voucher_id)),
+        _Given(Scope.ORDER, merchant_no, order, Number(order_key, body_hash(key, voucher_id), voucher_id)),
     )
-    return [row["position"] - 1 for row in rows]
 
 
-def _number(scope: int, merchant_no: int, text: str, voucher_id: int, use: str, order: str, fen: int) -> Number:
-    """The registration as it must be; redemption/checkout.py and redemption/refund.py make it."""
-    key = number_key(Scope(scope), merchant_no, text)
-    match scope:
-        case Scope.USE:
-            sent = body_hash(voucher_id, order, fen)
-        case Scope.ORDER:
-            sent = body_hash(number_key(Scope.USE, merchant_no, use), voucher_id)
-        case _:
-            sent = body_hash(use, fen)
-    return Number(key, sent, voucher_id)
+_Entry = tuple[int, UUID, int, int]
+"""A registration: bucket, key, hash of the body, voucher."""
 
 
-def _words(scope: int, merchant_no: int, text: str, voucher_id: int, *_: object) -> str:
-    verb = Scope(scope).name.lower()
-    return f"merchant {merchant_no}, {verb} number {text}: voucher {voucher_id}"
+class _Registered:
+    """Registrations, read once in the order of vouchers."""
+
+    def __init__(self, room: Room) -> None:
+        self._pages = _pages(room, "numbers_registered")
+        self._ahead: list[_Entry] = []
+
+    async def of_vouchers(self, first: int, last: int) -> set[_Entry]:
+        """Those of the vouchers from `first` to `last`; the next call starts at `last` or later."""
+        while not self._ahead or self._ahead[-1][3] <= last:
+            page = await anext(self._pages, None)
+            if page is None:
+                break
+            self._ahead += map(tuple, page)
+        self._ahead = [entry for entry in self._ahead if entry[3] >= first]
+        return {entry for entry in self._ahead if entry[3] <= last}
 
 
 async def _pages(room: Room, query: str) -> AsyncIterator[list[Any]]:

@@ -1,6 +1,7 @@
 """Runs an audit: every statement, in one snapshot that nobody can write in."""
 
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from time import perf_counter
 
 import asyncpg
@@ -9,10 +10,12 @@ from redis.asyncio import Redis
 from kernel.postgres import Connection
 from stack.audit import claim_store
 from stack.audit.report import AuditReport, StatementReport, Verdict
-from stack.audit.room import Evidence, Found, Room, Skipped
+from stack.audit.room import QUERY_TIMEOUT_S, Evidence, Found, Room, Skipped, queries
 from stack.audit.statements import STATEMENTS, Statement
 
 Wins = Callable[[], Awaitable[Mapping[int, int]]]
+DAMAGED = (asyncpg.DataCorruptedError, asyncpg.IndexCorruptedError)
+"""What PostgreSQL says of a page or an index that cannot be right."""
 
 
 async def audit(
@@ -34,10 +37,11 @@ async def audit(
     demand            by stock number, people who asked and were allowed to, from the clients' log
     on_statement      called after each statement
 
-    One REPEATABLE READ READ ONLY transaction. A statement whose evidence is missing is SKIPPED
+    One REPEATABLE READ READ ONLY transaction, after the planner was told how many rows there are. A statement whose evidence is missing is SKIPPED
     and says so. Raises what asyncpg raises when the database cannot be read.
     """
     started = perf_counter()
+    await _inform_planner(connection)
     async with connection.transaction(isolation="repeatable_read", readonly=True):
         taken_at = await Room(connection, Evidence()).value("open_room")
         after = await stock_wins_after() if stock_wins_after else None
@@ -48,6 +52,11 @@ async def audit(
             reports.append(await _examine(room, statement))
             on_statement(reports[-1])
     return AuditReport(taken_at=taken_at, statements=tuple(reports), elapsed_s=round(perf_counter() - started, 3))
+
+
+async def _inform_planner(connection: Connection) -> None:
+    with suppress(*DAMAGED):  # the statements that read the damaged page say so
+        await connection.execute(queries["refresh_statistics"], timeout=QUERY_TIMEOUT_S)
 
 
 async def audit_city(connection: Connection, valkey: Redis, *, drain_within_s: float = 10.0) -> AuditReport:
@@ -89,7 +98,7 @@ async def _check(room: Room, statement: Statement) -> Found | Skipped:
     try:
         async with room.connection.transaction():
             return await statement.check(room)
-    except (asyncpg.DataCorruptedError, asyncpg.IndexCorruptedError) as error:
+    except DAMAGED as error:
         return Found(0, 1, (f"PostgreSQL cannot read the rows: {error}",))
 
 

@@ -5,10 +5,11 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Annotated, Literal
 
-import asyncpg
 from cyclopts import Parameter
+from redis.asyncio import Redis
 
 from kernel.codes import CodeBook
+from kernel.errors import StoreDown
 from kernel.postgres import Connection
 from kernel.valkey import open_valkey
 from stack.audit import AuditReport, ClientLogReport, audit_city, check_client_log, read_log, render
@@ -18,8 +19,12 @@ from stack.data_folder import DEFAULT, DataFolder
 from stack.errors import StackError
 from stack.reach import Reach
 from stack.running import Stack
+from stack.stores import administrator
 
-ClientLog = Annotated[Path | None, Parameter(help="JSON Lines file of what clients were told; it is checked too.")]
+ClientLog = Annotated[
+    Path | None,
+    Parameter(help="JSON Lines of what clients were told, a file or a folder of *.jsonl: held against the books too."),
+]
 
 
 def audit(
@@ -53,14 +58,20 @@ async def _audit(folder: DataFolder, client_log: Path | None) -> tuple[AuditRepo
             stores: Reach | Stack = Reach(folder)
         else:
             stores = await exits.enter_async_context(Stack(folder.path, services=()))
-        connection = await asyncpg.connect(stores.dsn("hanquan_auditor"), timeout=10)
-        exits.push_async_callback(connection.close)
+        connection = await exits.enter_async_context(administrator(stores.dsn("hanquan_auditor")))
         valkey = open_valkey(stores.valkey_url)
         exits.push_async_callback(valkey.aclose)
         with err.status("auditing ..."):
-            report = await audit_city(connection, valkey)
+            report = await _examine(connection, valkey)
             log = await _check(connection, client_log, stores) if client_log else None
     return report, log
+
+
+async def _examine(connection: Connection, valkey: Redis) -> AuditReport:
+    try:
+        return await audit_city(connection, valkey)
+    except StoreDown as error:
+        raise StackError(str(error)) from error
 
 
 async def _check(connection: Connection, file: Path, stores: Reach | Stack) -> ClientLogReport:

@@ -12,11 +12,11 @@ from stack.console import err, out, run
 from stack.errors import StackError
 
 VOUCHERS = 100_000
-CITIZENS_PER_VOUCHER = 1.5
+CITIZENS_PER_VOUCHER = 1.25
 MERCHANTS_MIN_VOUCHERS = 2_000
 
 Vouchers = Annotated[int, Parameter(help="Vouchers on offer, over twelve stocks.")]
-Citizens = Annotated[int | None, Parameter(help="Citizens who press the button; default: 3 for every 2 vouchers.")]
+Citizens = Annotated[int | None, Parameter(help="Citizens who press the button; default: 5 for every 4 vouchers.")]
 Keep = Annotated[bool, Parameter(help="Keep the data folder, to look around in it afterwards.")]
 Json = Annotated[bool, Parameter(help="Print one JSON object instead of the table.")]
 

@@ -108,7 +108,7 @@ def _money(r: DemoResult) -> list[Row]:
         ("Subsidy redeemed", format_yuan(r.subsidy_redeemed_fen), "refunds taken off"),
         ("Paid to shops", format_yuan(r.settled_fen), "approved by two people, answered by the bank"),
         ("On its way at the bank", format_yuan(r.settling_fen), ""),
-        ("Still owed to shops", format_yuan(r.payable_fen), f"{r.held_lines} lines held for review, or sent back by the bank"),
+        ("Still owed to shops", format_yuan(r.payable_fen), f"{r.held_lines} lines held, or sent back by the bank"),
         ("Back to the city", format_yuan(r.returned_to_city_fen), "expired vouchers and what was never issued"),
     ]  # fmt: skip
 

@@ -14,7 +14,7 @@ from redemption.reconciliation.flow_file import FlowRow
 from stack.audit.clientlog import UNKNOWN, RedeemTold, RefundTold
 from stack.demo.client import Client, Reply, each
 from stack.demo.noon import Won
-from stack.demo.people import City
+from stack.demo.people import City, Looper
 
 AT_ONCE = 96
 SHARE_USED = 0.58
@@ -114,23 +114,30 @@ class Shops:
     async def _rings(self, won: Sequence[Won]) -> None:
         """Each helper uses all they grabbed, hands two back, and uses those once more."""
         hands = _hands(won)
-        for ring in self._city.rings:
-            for person in ring.people:
-                first = [self._sale(voucher, ring.merchant_id) for voucher in hands[person]]
-                for sale in first:
-                    await self._redeem(sale)
-                for sale in first[:2]:
-                    await self._refund(sale)
-                    await self._redeem(self._sale(sale.won, ring.merchant_id))
+        helpers = [(ring.merchant_id, hands[person]) for ring in self._city.rings for person in ring.people]
+
+        async def cash_out(helper: tuple[str, Sequence[Won]]) -> None:
+            merchant_id, hand = helper
+            first = [self._sale(voucher, merchant_id) for voucher in hand]
+            for sale in first:
+                await self._redeem(sale)
+            for sale in first[:2]:
+                await self._refund(sale)
+                await self._redeem(self._sale(sale.won, merchant_id))
+
+        await each(helpers, cash_out, AT_ONCE)
 
     async def _loops(self, won: Sequence[Won]) -> None:
         hands = _hands(won)
-        for looper in self._city.loopers:
+
+        async def loop(looper: Looper) -> None:
             for voucher in hands[looper.person][:1]:
                 for _ in range(LOOPS):
                     sale = self._sale(voucher, looper.merchant_id)
                     if await self._redeem(sale):
                         await self._refund(sale)
+
+        await each(self._city.loopers, loop, AT_ONCE)
 
     async def _redeem(self, sale: Sale) -> bool:
         body = {

@@ -105,9 +105,9 @@ def _good(answer: Answer | Refused) -> Answer:
     return answer
 
 
-async def found(connection: Connection) -> None:
+async def found(connection: Connection, shards: int = 1) -> None:
     """A city with its partners, merchants, rounds and stocks, and nothing claimed yet."""
-    await connection.execute("INSERT INTO city (buckets, shards) VALUES ($1, 1)", BUCKETS)
+    await connection.execute("INSERT INTO city (buckets, shards) VALUES ($1, $2)", BUCKETS, shards)
     await connection.execute(
         "INSERT INTO partner (partner_id, name_zh, name_en) VALUES ('pay-a', '甲', 'A'), ('pay-b', '乙', 'B')"
     )

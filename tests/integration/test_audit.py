@@ -154,6 +154,11 @@ LIES = [
         also=("A3j",),
     ),
     Lie(
+        "A3h",
+        f"UPDATE refund SET credit = 'RETURNED' WHERE voucher_id = {voucher_of(SECOND, 20)}",
+        f"refund {voucher_of(SECOND, 20)}/1 at merchant 1: subsidy 1800 fen of 1800, cash 4500 fen of a bill of 6500",
+    ),
+    Lie(
         "A3i",
         f"UPDATE redemption SET use_request_no = 'use-4-22' WHERE voucher_id = {USED_SECOND}",
         "merchant 1, use number use-4-22: 2 times",
@@ -223,7 +228,7 @@ LIES = [
         "UPDATE merchant SET refund_debt_fen_max = 1799 WHERE merchant_no = 4",
         "PAYABLE of merchant 4, bucket ",
     ),
-    Lie("A5c", "UPDATE campaign SET fund_fen = 899999", "campaign wuhan-2020: funded with 900000 fen"),
+    Lie("A5c", "UPDATE campaign SET fund_fen = 898999", "campaign wuhan-2020: funded with 899000 fen"),
     Lie(
         "A6a",
         "UPDATE settlement_batch SET day = '2020-04-18' WHERE batch_no = 1",

@@ -1,9 +1,10 @@
 """What clients were told is held against the books: every honest answer passes, every lie is named."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import msgspec
 import pytest
 
@@ -33,7 +34,8 @@ USES = (
 )
 REFUNDS = (
     "SELECT merchant_id, f.refund_request_no, r.use_request_no, f.refund_fen, f.subsidy_fen"
-    " FROM refund f JOIN redemption r USING (bucket, voucher_id, attempt) JOIN merchant m ON m.merchant_no = f.merchant_no"
+    " FROM refund f JOIN redemption r USING (bucket, voucher_id, attempt)"
+    " JOIN merchant m ON m.merchant_no = f.merchant_no"
 )
 
 
@@ -46,12 +48,12 @@ async def honest_log(city: stores.Database) -> list[Told]:
     return [*claims, *uses, *refunds]
 
 
-def _coded(row: Mapping[str, Any]) -> dict[str, Any]:
+def _coded(row: asyncpg.Record) -> dict[str, Any]:
     fields = dict(row)
     return {"voucher_code": CODES.encode(fields.pop("voucher_id")), **fields}
 
 
-def _claim(row: Mapping[str, Any]) -> dict[str, Any]:
+def _claim(row: asyncpg.Record) -> dict[str, Any]:
     fields = _coded(row)
     return {"person_token": fields.pop("person").hex, **fields}
 
@@ -181,8 +183,8 @@ async def test_rows_that_vanish_are_missed(honest_city: stores.Database) -> None
 async def test_a_win_booked_twice_is_seen(honest_city: stores.Database) -> None:
     async with honest_city.connection() as connection:
         await connection.execute(
-            "INSERT INTO voucher SELECT voucher_id + 50, claimed_at, request_key, person, stock_no, bucket, out_request_no"
-            " FROM voucher WHERE voucher_id = $1",
+            "INSERT INTO voucher SELECT voucher_id + 50, claimed_at, request_key, person, stock_no, bucket,"
+            " out_request_no FROM voucher WHERE voucher_id = $1",
             voucher_of(SECOND, 21),
         )
     report = await checked(honest_city, [claim(21, "UNKNOWN")])
@@ -193,7 +195,7 @@ async def test_log_is_read_from_a_file_or_a_stream(honest_city: stores.Database,
     log = await honest_log(honest_city)
     file = tmp_path / "told.jsonl"
     file.write_bytes(b"".join(msgspec.json.encode(told) + b"\n" for told in log))
-    assert list(read_log(file)) == log
+    assert list(read_log(file)) == list(read_log(tmp_path)) == log
 
     async def stream() -> AsyncIterator[Told]:
         for told in log:
@@ -209,3 +211,8 @@ def test_unreadable_log_names_the_line(tmp_path: Path) -> None:
     file.write_bytes(msgspec.json.encode(use("REDEEMED")) + b'\n{"kind": "claim"}\n')
     with pytest.raises(ClientLogError, match="line 2"):
         list(read_log(file))
+
+
+def test_folder_without_a_log_is_no_log(tmp_path: Path) -> None:
+    with pytest.raises(ClientLogError, match="holds no"):
+        list(read_log(tmp_path))
