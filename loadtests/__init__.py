@@ -1,5 +1,7 @@
 """Load tests, written as a partner's engineer would: HTTP only, and nothing of Hanquan's own code.
 
+What is where:
+
     noon_rush.py    the Locust file: everyone presses the button at noon
     audit.py        what the clients can see for themselves afterwards
 
@@ -7,6 +9,8 @@
     signing.py      signs requests as the API guide says
     wall.py         how many people are there when, and when each of them presses
     citizen.py      what one person wants and does
+    answer.py       what an HTTP answer means to a client
     client_log.py   everything that the clients were told, line by line
+    asking.py       asks what became of a claim
     latency.py      a histogram
 """

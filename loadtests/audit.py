@@ -148,7 +148,7 @@ async def audit(plan: Plan, logs: Sequence[Path]) -> Findings:
     for path in logs:
         book.read(read_lines(path))
     resolved, kept = await _resolve(book), await _ask_again(book)
-    checks = [book.one_code, book.one_owner, resolved, kept, *_stocks(book), _limit(book)]
+    checks = [book.one_code, book.one_owner, resolved, kept, *check_stocks(book), check_limit(book)]
     return Findings(holds=not any(check.violations for check in checks), figures=book.summed_up(), checks=checks)
 
 
@@ -182,7 +182,8 @@ async def _states(book: Book, presses: Sequence[tuple[Number, Press]]) -> list[S
     return await ask_states(book.plan, [(*number, press.person_token) for number, press in presses])
 
 
-def _stocks(book: Book) -> tuple[Check, Check]:
+def check_stocks(book: Book) -> tuple[Check, Check]:
+    """Neither too many nor too few of any stock."""
     over = Check(id="oversold", sentence="No stock has more wins than vouchers")
     under = Check(id="undersold", sentence="Where SOLD_OUT was told, all vouchers are won")
     wins = Counter(press.stock_id for press in book.presses.values() if press.code is not None)
@@ -198,7 +199,8 @@ def _stocks(book: Book) -> tuple[Check, Check]:
     return over, under
 
 
-def _limit(book: Book) -> Check:
+def check_limit(book: Book) -> Check:
+    """No person has too many."""
     check = Check(id="limit", sentence="Nobody has more of a platform than the round allows")
     have: dict[tuple[str, str], list[str]] = defaultdict(list)
     for (partner_id, _), press in book.presses.items():

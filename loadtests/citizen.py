@@ -7,6 +7,7 @@ from random import Random
 
 import msgspec
 
+from loadtests.answer import Answer
 from loadtests.plan import Partner, Plan
 from loadtests.wall import Wall
 
@@ -41,17 +42,6 @@ class Citizen(msgspec.Struct, frozen=True, kw_only=True):
     press_s: float
     """Seconds after noon."""
     random: Random
-
-
-class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """What a claim was told. `status` 0: nothing came back."""
-
-    status: int
-    code: str = ""
-    """A refusal's stable code."""
-    voucher_code: str | None = None
-    is_safe_to_repeat: bool = False
-    retry_after_s: float | None = None
 
 
 Ask = Callable[[str, str, float], Answer]
@@ -140,7 +130,7 @@ class Story:
     def _wait_s(self, answer: Answer, attempt: int) -> float:
         if answer.retry_after_s is not None:
             return min(answer.retry_after_s, WAIT_S_MAX)
-        return min(FIRST_BACKOFF_S * 2**attempt, WAIT_S_MAX) * self._citizen.random.random()
+        return min(FIRST_BACKOFF_S * (1 << attempt), WAIT_S_MAX) * self._citizen.random.random()
 
     def _number(self) -> str:
         self._presses += 1

@@ -1,7 +1,4 @@
-"""Locust: everyone presses the button at noon. See loadtests/README.md.
-
-    locust -f loadtests/noon_rush.py --headless --processes 2 --plan plan.json --client-logs logs/
-"""
+"""Locust: everyone presses the button at noon. README.md beside this file tells how to run it."""
 
 import logging
 import os
@@ -15,10 +12,10 @@ import gevent
 import msgspec
 from geventhttpclient.client import HTTPClientPool
 from locust import FastHttpUser, LoadTestShape, constant, events, task
-from locust.env import Environment
 from locust.runners import MasterRunner, WorkerRunner
 
-from loadtests.citizen import Answer, Citizen, Life, Story, make_citizen
+from loadtests.answer import Answer, read_answer
+from loadtests.citizen import Citizen, Life, Story, make_citizen
 from loadtests.client_log import GRANTED, UNKNOWN, ClientLog, Line
 from loadtests.latency import Histogram
 from loadtests.plan import Plan, PlanError, read_plan
@@ -86,7 +83,7 @@ class Rush:
         return {"called": self.called.to_send(), "pressed": self.pressed.to_send()}
 
 
-class Phone(FastHttpUser):  # type: ignore[misc]
+class Phone(FastHttpUser):
     """A citizen with the app open. Connections are the platform's and shared."""
 
     wait_time = constant(3_600)  # who has pressed puts the phone away
@@ -96,7 +93,8 @@ class Phone(FastHttpUser):  # type: ignore[misc]
     @task
     def noon(self) -> None:
         """One person's story."""
-        rush: Rush = self.environment.rush
+        environment: Any = self.environment
+        rush: Rush = environment.rush
         citizen = rush.next_citizen()
         if citizen is None:
             return
@@ -115,6 +113,7 @@ class Teller:
     def ask(self, stock_id: str, number: str, due_s: float) -> Answer:
         """One signed POST /v1/claims. Its line is written also when this greenlet is killed meanwhile."""
         answer, started_s = Answer(status=0), self._rush.now_s()
+        gevent.sleep(0)  # or whoever just gave a connection back takes it again, and the others starve
         try:
             answer = self._post(stock_id, number)
         finally:
@@ -135,7 +134,8 @@ class Teller:
             "Authorization": signer.header("POST", PATH, body, rush.timestamp_s()),
             "Content-Type": "application/json",
         }
-        with self._phone.client.post(PATH, data=body, headers=headers, catch_response=True) as response:
+        client: Any = self._phone.client  # its types know no bytes
+        with client.post(PATH, data=body, headers=headers, catch_response=True) as response:
             answer = read_answer(response.status_code or 0, response.content or b"", response.headers or {})
             if answer.status == 0 or answer.status >= 500 or answer.code in FAULTS:
                 response.failure(answer.code or f"status {answer.status}")
@@ -160,36 +160,18 @@ class Teller:
         )
 
 
-class Noon(LoadTestShape):  # type: ignore[misc]
+class Noon(LoadTestShape):
     """Asked every second how many people there should be."""
 
     def tick(self) -> tuple[int, float] | None:
         """(people, how many may come a second): all of them at once."""
-        rush: Rush = self.runner.environment.rush
+        runner: Any = self.runner
+        rush: Rush = runner.environment.rush
         people = rush.wall.people_at(rush.now_s())
-        if people == 0 and (self.runner.user_count == 0 or rush.now_s() > rush.plan.seconds + GRACE_S):
+        if people == 0 and (runner.user_count == 0 or rush.now_s() > rush.plan.seconds + GRACE_S):
             return None
         whole = -(-people // rush.of) * rush.of  # Locust deals evenly; so every process can start its share
         return whole, float(rush.plan.citizens)
-
-
-def read_answer(status: int, body: bytes, headers: Mapping[str, str]) -> Answer:
-    """What an HTTP answer means to a client. What is not JSON comes from something in between."""
-    try:
-        said = msgspec.json.decode(body)
-    except msgspec.DecodeError:
-        said = None
-    if status == 0 or not isinstance(said, dict):
-        return Answer(status=status, is_safe_to_repeat=status == 0 or status >= 500)
-    if status == 200:
-        return Answer(status=status, voucher_code=said.get("voucher_code"))
-    after = headers.get("Retry-After")
-    return Answer(
-        status=status,
-        code=str(said.get("code", "")),
-        is_safe_to_repeat=said.get("retry") == "SAFE",
-        retry_after_s=float(after) if after and after.isdecimal() else None,
-    )
 
 
 def _together(calls: Sequence[Callable[[], Answer]]) -> list[Answer]:
@@ -204,7 +186,6 @@ def _together(calls: Sequence[Callable[[], Answer]]) -> list[Answer]:
 # ---------------------------------------------------------------- what Locust tells us
 
 
-@events.init_command_line_parser.add_listener
 def add_options(parser: ArgumentParser, **_: object) -> None:
     """--plan and --client-logs; the environment may say them, too."""
     option: Any = parser.add_argument
@@ -212,8 +193,7 @@ def add_options(parser: ArgumentParser, **_: object) -> None:
     option("--client-logs", env_var="NOON_CLIENT_LOGS", default=".", help="folder for what the clients were told")
 
 
-@events.init.add_listener
-def begin(environment: Environment, **_: object) -> None:
+def begin(environment: Any, **_: object) -> None:
     """Every process reads the plan; those that play citizens open a log. Ends the process when it cannot."""
     options, runner, told = environment.parsed_options, environment.runner, environment.events
     try:
@@ -244,7 +224,7 @@ def _deal(runner: MasterRunner, rush: Rush) -> None:
         runner.send_message("share", {"share": share, "of": len(workers)}, worker)
 
 
-def _take_share(environment: Environment, msg: Any, **_: object) -> None:
+def _take_share(environment: Any, msg: Any, **_: object) -> None:
     environment.rush.share, environment.rush.of = msg.data["share"], msg.data["of"]
 
 
@@ -260,3 +240,8 @@ def _print_latencies(runner: object, rush: Rush) -> None:
     for name, one in (("counted from the call", rush.called), ("counted from the scheduled press", rush.pressed)):
         figures = "".join(f"{figure:>10.1f}" for figure in one.summary_ms().values())
         say(f"{name:<34}{one.count:>8}{figures}")
+
+
+_hooks: Any = events
+_hooks.init_command_line_parser.add_listener(add_options)
+_hooks.init.add_listener(begin)

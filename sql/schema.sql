@@ -368,7 +368,7 @@ SELECT make_append_only(t) FROM unnest(ARRAY['voucher', 'redemption', 'refund', 
 -- proposed (a bare debit), not the one it becomes.
 CREATE FUNCTION add_to_accounts(p_bucket smallint[], p_campaign_no smallint[], p_merchant_no integer[], p_kind account_kind[],
                                 p_debits_fen bigint[], p_credits_fen bigint[]) RETURNS void
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp SET enable_seqscan = off AS $$
 DECLARE
     m record;
 BEGIN
@@ -879,7 +879,7 @@ $$;
 -- day's sales would otherwise be paid under this day's name.
 CREATE FUNCTION propose_settlement(p_campaign_no smallint, p_day date, p_by text, p_at timestamptz,
                                    OUT refusal text, OUT detail text, OUT batch_no integer)
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp SET enable_nestloop = off AS $$
 DECLARE
     v_previous integer;
     v_found    record;
@@ -945,7 +945,7 @@ END $$;
 -- bucket by bucket; a bucket where refunds outweigh gives the other way, so that the sum is the line.
 CREATE FUNCTION decide_settlement(p_batch_no integer, p_is_approved boolean, p_by text, p_why text, p_at timestamptz,
                                   OUT refusal text, OUT detail text)
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp SET enable_nestloop = off AS $$
 DECLARE
     v_batch settlement_batch;
     v_done  settlement_decision;
@@ -990,7 +990,7 @@ END $$;
 -- Imports a bank file that is already in bank_file and bank_row: the whole of it or nothing.
 -- refusal is null when it worked, 'REPLAYED' when this very file was imported before.
 CREATE FUNCTION answer_settlement(p_bank_file_no integer, p_by text, p_at timestamptz, OUT refusal text, OUT detail text)
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp SET enable_nestloop = off AS $$
 DECLARE
     v_file  bank_file;
     v_batch settlement_batch_state;

@@ -13,12 +13,13 @@ app = App(
 )
 
 COMMANDS = {
-    "demo": "Play a real Thursday of 2020: grab, redeem, settle, reconcile, audit.",
-    "up": "Start the whole stack on this machine and stay until Ctrl-C.",
+    "demo": "Play a real Thursday of 2020, from the grab to the audit.",
+    "up": "Start the whole stack on this machine; Ctrl-C stops it.",
     "down": "Stop the stack that runs in a data folder.",
-    "status": "Say what runs, where it listens and whether it is ready.",
-    "sign": "Sign a call with a key of the data folder and print it as a curl line.",
-    "psql": "Open the database with psql; arguments are passed on.",
+    "status": "Say what runs, where it listens, whether it is ready.",
+    "audit": "Recompute every statement of the books from the rows.",
+    "sign": "Sign a call and print it as a curl line.",
+    "psql": "Open the database; arguments are passed on to psql.",
     "migrate": "Bring the database to the newest schema.",
     "reset": "Delete a data folder and everything in it.",
     "test": "Run the tests; arguments are passed on to pytest.",
@@ -26,9 +27,11 @@ COMMANDS = {
 
 GROUPS = {
     "campaign": "Check a campaign file, show what it costs, load it.",
-    "flags": "Look at what anti-fraud flagged, release held merchants, lift blocks.",
-    "enrol": "Enrol partners' keys, and merchants with their terminals.",
-    "load": "Send a rush of real clients to a stack and audit what they were told.",
+    "enrol": "Enrol partners, and merchants with their terminals.",
+    "settle": "Pay the shops: propose, approve, export, bank's answer.",
+    "reconcile": "Hold our books against partners and the bank.",
+    "flags": "See who is flagged; release merchants, lift blocks.",
+    "load": "Send a rush of real clients, and audit their answers.",
 }
 """Commands with commands of their own: the module's `app`."""
 

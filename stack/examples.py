@@ -14,7 +14,7 @@ from kernel.clock import CITY_ZONE, Clock, business_day
 from kernel.money import BP_WHOLE
 from kernel.signing import Algorithm, Signer
 from kernel.tokens import make_token
-from stack.data_folder import DataFolder, Secrets
+from stack.data_folder import DEFAULT, DataFolder, Secrets
 from stack.enrol import NewMerchant, enrol_merchants, enrol_partner
 from stack.keystore import KeyStore
 
@@ -119,9 +119,10 @@ def example_calls(
     signer = KeyStore(folder.path).get(PARTNER)
     day = business_day(clock.now()).isoformat()
     claiming = curl(signer, addresses["issuer"], "POST", "/v1/claims", claim, clock)
-    using = f"./hanquan sign {SHOP} POST /v1/redemptions {shlex.quote(use)} | sh"
+    here = "" if folder.path == DEFAULT.resolve() else f"--data {shlex.quote(str(folder.path))} "
+    using = f"./hanquan sign {here}{SHOP} POST /v1/redemptions {shlex.quote(use)} | sh"
     return [
         ("Claim a voucher (signed now, good for five minutes)", claiming),
         ("Use it at a till: write the voucher_code of the answer for CODE", using),
-        ("Look at the shop's day", f"./hanquan sign {SHOP} GET /v1/statements/{day} | sh"),
+        ("Look at the shop's day", f"./hanquan sign {here}{SHOP} GET /v1/statements/{day} | sh"),
     ]

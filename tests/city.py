@@ -61,7 +61,10 @@ ROOT = Path(__file__).parents[1]
 # ---------------------------------------------------------------- what is in it
 
 
-def _stock(stock_id: str, partner_id: str, category_id: str, quantity: int, funded_fen: int) -> Stock:
+def a_stock(
+    stock_id: str, partner_id: str = "wechat", category_id: str = "dining", quantity: int = 10, funded_fen: int = FACE
+) -> Stock:
+    """Vouchers of 20 yuan for bills from 60 yuan on."""
     return Stock(
         stock_id=stock_id,
         partner_id=partner_id,
@@ -73,7 +76,8 @@ def _stock(stock_id: str, partner_id: str, category_id: str, quantity: int, fund
     )
 
 
-def _round(round_id: str, opens_at: datetime, *stocks: Stock, hours: float = 8) -> Round:
+def a_round(round_id: str, opens_at: datetime, *stocks: Stock, hours: float = 8) -> Round:
+    """A round that is open for some hours; its vouchers are good for seven days."""
     return Round(
         round_id=round_id,
         opens_at=opens_at,
@@ -84,7 +88,10 @@ def _round(round_id: str, opens_at: datetime, *stocks: Stock, hours: float = 8) 
     )
 
 
-def _campaign(campaign_id: str, policy: str, shop_bp: int, limit: int, *rounds: Round) -> Campaign:
+def a_campaign(
+    campaign_id: str, *rounds: Round, policy: str = "RESTORE", shop_bp: int = 0, limit: int = 1
+) -> Campaign:
+    """A campaign whose fund pays for all of its vouchers."""
     return Campaign(
         campaign_id=campaign_id,
         title_zh="试点",
@@ -103,29 +110,28 @@ def _campaign(campaign_id: str, policy: str, shop_bp: int, limit: int, *rounds: 
     )
 
 
-RESTORING = _campaign(
+RESTORING = a_campaign(
     "restoring",
-    "RESTORE",
-    0,
-    1,
-    _round("past", NOON - timedelta(days=7), _stock("past", "wechat", "dining", 10, 2_000)),
-    _round(
+    a_round("past", NOON - timedelta(days=7), a_stock("past")),
+    a_round(
         "now",
         NOON,
-        _stock("dining", "wechat", "dining", MANY, 2_000),
-        _stock("mall", "wechat", "mall", MANY, 2_000),
-        _stock("few_left", "wechat", "dining", FEW, 2_000),
-        _stock("paused", "wechat", "dining", 10, 2_000),
-        _stock("alipay_dining", "alipay", "dining", MANY, 2_000),
+        a_stock("dining", quantity=MANY),
+        a_stock("mall", category_id="mall", quantity=MANY),
+        a_stock("few_left", quantity=FEW),
+        a_stock("paused"),
+        a_stock("alipay_dining", "alipay", quantity=MANY),
     ),
-    _round("future", NOON + timedelta(days=1), _stock("future", "wechat", "dining", 10, 2_000)),
+    a_round("yesterday", NOON - timedelta(days=1), a_stock("yesterday")),
+    a_round("tomorrow", NOON + timedelta(days=1), a_stock("tomorrow")),
+    a_round("soon", NOON + timedelta(minutes=5), a_stock("soon")),
 )
-RETURNING = _campaign(
+RETURNING = a_campaign(
     "returning",
-    "RETURN_TO_BUDGET",
-    2_000,
-    2,
-    _round("once", NOON, _stock("returning", "wechat", "dining", MANY, 1_600)),
+    a_round("once", NOON, a_stock("returning", quantity=MANY, funded_fen=1_600)),
+    policy="RETURN_TO_BUDGET",
+    shop_bp=2_000,
+    limit=2,
 )
 SHOPS = {"NOODLES": "dining", "DUMPLINGS": "dining", "HOTPOT": "dining", "EMPORIUM": "mall", "BANNED": "dining"}
 

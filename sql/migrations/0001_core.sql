@@ -368,7 +368,7 @@ SELECT make_append_only(t) FROM unnest(ARRAY['voucher', 'redemption', 'refund', 
 -- proposed (a bare debit), not the one it becomes.
 CREATE FUNCTION add_to_accounts(p_bucket smallint[], p_campaign_no smallint[], p_merchant_no integer[], p_kind account_kind[],
                                 p_debits_fen bigint[], p_credits_fen bigint[]) RETURNS void
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp SET enable_seqscan = off AS $$
 DECLARE
     m record;
 BEGIN

@@ -250,7 +250,7 @@ $$;
 -- day's sales would otherwise be paid under this day's name.
 CREATE FUNCTION propose_settlement(p_campaign_no smallint, p_day date, p_by text, p_at timestamptz,
                                    OUT refusal text, OUT detail text, OUT batch_no integer)
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp SET enable_nestloop = off AS $$
 DECLARE
     v_previous integer;
     v_found    record;
@@ -316,7 +316,7 @@ END $$;
 -- bucket by bucket; a bucket where refunds outweigh gives the other way, so that the sum is the line.
 CREATE FUNCTION decide_settlement(p_batch_no integer, p_is_approved boolean, p_by text, p_why text, p_at timestamptz,
                                   OUT refusal text, OUT detail text)
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp SET enable_nestloop = off AS $$
 DECLARE
     v_batch settlement_batch;
     v_done  settlement_decision;
@@ -361,7 +361,7 @@ END $$;
 -- Imports a bank file that is already in bank_file and bank_row: the whole of it or nothing.
 -- refusal is null when it worked, 'REPLAYED' when this very file was imported before.
 CREATE FUNCTION answer_settlement(p_bank_file_no integer, p_by text, p_at timestamptz, OUT refusal text, OUT detail text)
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp SET enable_nestloop = off AS $$
 DECLARE
     v_file  bank_file;
     v_batch settlement_batch_state;

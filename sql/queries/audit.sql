@@ -335,8 +335,8 @@ SELECT f.voucher_id, f.merchant_no, r.use_request_no, NULL, f.refund_request_no,
  ORDER BY voucher_id
 
 -- name: numbers_registered
--- What numbers are registered with, by voucher.
-SELECT bucket, request_key, body_hash, voucher_id FROM request_number ORDER BY voucher_id
+-- What numbers are registered with, by voucher. Keys as bytes, which the program compares quicker.
+SELECT bucket, uuid_send(request_key) AS request_key, body_hash, voucher_id FROM request_number ORDER BY voucher_id
 
 -- name: buckets
 -- How many buckets the city has.

@@ -1,8 +1,7 @@
 """Statements about hashes that the program makes and PostgreSQL cannot: rows are streamed through here."""
 
 from collections.abc import AsyncIterator
-from typing import Any, NamedTuple
-from uuid import UUID
+from typing import Any
 
 from issuer.record import request_key
 from kernel.ids import unpack_voucher_id
@@ -44,43 +43,39 @@ async def numbers_registered(room: Room) -> Found:
     wrong, shown = 0, list[str]()
     async for page in _pages(room, "numbers_given"):
         known = await registered.of_vouchers(page[0]["voucher_id"], page[-1]["voucher_id"])
-        given = [one for row in page for one in _given(*row)]
-        missing = [one for one in given if (one.number.bucket(buckets), *one.number) not in known]
+        missing = [
+            (scope, row)
+            for row in page
+            for scope, number in _numbers(*row)
+            if (number.bucket(buckets), number.key.bytes, *number[1:]) not in known
+        ]
         wrong += len(missing)
-        shown += [one.words() for one in missing[: SHOWN_MAX - len(shown)]]
+        shown += [_words(scope, row) for scope, row in missing[: SHOWN_MAX - len(shown)]]
     return Found(await room.count("examined_numbers"), wrong, tuple(shown))
 
 
-class _Given(NamedTuple):
-    """A number that a till gave, and the registration that it must have."""
-
-    scope: Scope
-    merchant_no: int
-    text: str
-    number: Number
-
-    def words(self) -> str:
-        verb = self.scope.name.lower()
-        return f"merchant {self.merchant_no}, {verb} number {self.text}: voucher {self.number.voucher_id}"
-
-
-def _given(
+def _numbers(
     voucher_id: int, merchant_no: int, use: str, order: str | None, refund: str | None, fen: int
-) -> tuple[_Given, ...]:
+) -> tuple[tuple[Scope, Number], ...]:
     """The numbers of a redemption or a refund, as redemption/checkout.py and refund.py register them."""
     if refund is not None:
         key = number_key(Scope.REFUND, merchant_no, refund)
-        return (_Given(Scope.REFUND, merchant_no, refund, Number(key, body_hash(use, fen), voucher_id)),)
+        return ((Scope.REFUND, Number(key, body_hash(use, fen), voucher_id)),)
     order = order or ""
     key = number_key(Scope.USE, merchant_no, use)
     order_key = number_key(Scope.ORDER, merchant_no, order)
     return (
-        _Given(Scope.USE, merchant_no, use, Number(key, body_hash(voucher_id, order, fen), voucher_id)),
-        _Given(Scope.ORDER, merchant_no, order, Number(order_key, body_hash(key, voucher_id), voucher_id)),
+        (Scope.USE, Number(key, body_hash(voucher_id, order, fen), voucher_id)),
+        (Scope.ORDER, Number(order_key, body_hash(key, voucher_id), voucher_id)),
     )
 
 
-_Entry = tuple[int, UUID, int, int]
+def _words(scope: Scope, row: Any) -> str:
+    column = {Scope.USE: "use_request_no", Scope.ORDER: "order_no", Scope.REFUND: "refund_request_no"}[scope]
+    return f"merchant {row['merchant_no']}, {scope.name.lower()} number {row[column]}: voucher {row['voucher_id']}"
+
+
+_Entry = tuple[int, bytes, int, int]
 """A registration: bucket, key, hash of the body, voucher."""
 
 

@@ -37,8 +37,9 @@ async def audit(
     demand            by stock number, people who asked and were allowed to, from the clients' log
     on_statement      called after each statement
 
-    One REPEATABLE READ READ ONLY transaction, after the planner was told how many rows there are. A statement whose evidence is missing is SKIPPED
-    and says so. Raises what asyncpg raises when the database cannot be read.
+    One REPEATABLE READ READ ONLY transaction, after the planner was told how many rows there are.
+    A statement whose evidence is missing is SKIPPED and says so. Raises what asyncpg raises when
+    the database cannot be read.
     """
     started = perf_counter()
     await _inform_planner(connection)

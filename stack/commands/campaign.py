@@ -1,9 +1,11 @@
 """./hanquan campaign: checks campaign files and shows what they say."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
 
+import asyncpg
 import msgspec
 from cyclopts import App, Parameter
 from rich.table import Table
@@ -11,17 +13,25 @@ from rich.table import Table
 from issuer.campaign.complaints import Complaint
 from issuer.campaign.exposure import largest_exposure
 from issuer.campaign.kinds import format_percent
+from issuer.campaign.load import LoadedCampaign, NotLoaded, load_city
+from issuer.campaign.load import load as load_campaign
 from issuer.campaign.model import Campaign, Round
 from issuer.campaign.money_rules import expected_spending_fen
 from issuer.campaign.read import Refused, read_campaign
 from issuer.campaign.shipped import shipped_document, shipped_names
+from kernel.clock import open_clock
 from kernel.money import format_yuan
-from stack.console import out
+from stack.console import Data, out, run
+from stack.data_folder import DEFAULT, DataFolder
 from stack.errors import StackError
+from stack.reach import Reach
 
 app = App(
     name="campaign", version_flags=(), help="Check a campaign file, or show what a campaign will hand out and cost."
 )
+
+BUCKETS, SHARDS = 2, 1
+"""One machine: two buckets, so that two batches can commit at once, and one shard. Only the first load counts."""
 
 SHOWN_MAX = 200
 """Complaints printed; whoever has more mends these first."""
@@ -65,6 +75,40 @@ def show(name: str, /, *, json: Json = False) -> int:
     for part in (_totals(answer), "", _rounds(answer), "", _stocks(answer.rounds[0])):
         out.print(part)
     return 0
+
+
+@app.command
+def load(file: str, /, *, data: Data = DEFAULT) -> int:
+    """Load a checked campaign into the running stack and book its fund; its rounds open by themselves.
+
+    Parameters
+    ----------
+    file
+        A YAML file, or the name of a campaign that comes with Hanquan.
+    """
+    document = _document(file)
+    answer = read_campaign(document)
+    if isinstance(answer, Refused):
+        _print_complaints(file, answer.complaints)
+        return 1
+    loaded = run(_load(Reach(DataFolder(data)), answer, document.decode()))
+    if loaded is not None:
+        out.print(f"loaded {loaded.campaign_id}: {len(loaded.round_nos)} rounds, {len(loaded.stock_nos)} stocks")
+        out.print("give each partner a key with: ./hanquan enrol partner PARTNER_ID")
+    return 0
+
+
+async def _load(reach: Reach, campaign: Campaign, document: str) -> LoadedCampaign:
+    clock = open_clock(os.environ.get("HANQUAN_CLOCK_FILE"))
+    conn = await asyncpg.connect(reach.dsn("hanquan_operator"))
+    try:
+        await load_city(conn, BUCKETS, SHARDS)
+        loaded = await load_campaign(conn, campaign, document, now=clock.now())
+    finally:
+        await conn.close()
+    if isinstance(loaded, NotLoaded):
+        raise StackError(loaded.detail)
+    return loaded
 
 
 def _print_json(answer: Campaign | Refused) -> None:

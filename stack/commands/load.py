@@ -12,24 +12,27 @@ from cyclopts.validators import Number
 from stack.console import err, out, run
 from stack.data_folder import DEFAULT, DataFolder
 from stack.load.noon import NoonReport, render, run_noon
-from stack.load.prepare import Size
+from stack.load.prepare import Size, write_plan
 from stack.reach import Reach
 from stack.running import Stack
 
 app = App(name="load", version_flags=(), help="Send a rush of real clients to a stack and audit what they were told.")
 
 Many = Annotated[int, Parameter(validator=Number(gte=1, lte=1_000_000))]
+Seconds = Annotated[int, Parameter(validator=Number(gte=2, lte=600))]
+Lead = Annotated[int, Parameter(validator=Number(gte=8, lte=3_600))]
 Data = Annotated[Path, Parameter(help="Folder of the stack to load.")]
+CITIZENS, VOUCHERS, SECONDS = 12_000, 3_000, 8
 
 
 @app.command
 def noon(
     *,
-    citizens: Many = 10_000,
-    vouchers: Many = 4_000,
-    seconds: Annotated[int, Parameter(validator=Number(gte=2, lte=600))] = 8,
+    citizens: Many = CITIZENS,
+    vouchers: Many = VOUCHERS,
+    seconds: Seconds = SECONDS,
     processes: Annotated[int, Parameter(validator=Number(gte=1, lte=64))] = 1,
-    lead: Annotated[int, Parameter(validator=Number(gte=8, lte=600))] = 12,
+    lead: Lead = 12,
     seed: int = 1,
     data: Data = DEFAULT,
     json: Annotated[bool, Parameter(negative=(), help="Print one JSON object.")] = False,
@@ -64,6 +67,33 @@ def noon(
     else:
         out.print(render(report))
     return 0 if report.holds else 1
+
+
+@app.command
+def plan(
+    file: Path,
+    /,
+    *,
+    citizens: Many = CITIZENS,
+    vouchers: Many = VOUCHERS,
+    seconds: Seconds = SECONDS,
+    lead: Lead = 60,
+    seed: int = 1,
+    data: Data = DEFAULT,
+) -> None:
+    """Load a campaign as `noon` does, and only write the plan for clients that you run yourself.
+
+    loadtests/README.md tells how. The plan holds keys, good for a day: keep it to yourself.
+
+    Parameters
+    ----------
+    file
+        Where to write the plan (mode 600).
+    """
+    size = Size(citizens=citizens, vouchers=vouchers, seconds=seconds, processes=1, lead_s=lead, seed=seed)
+    made = run(write_plan(Reach(DataFolder(data)), size, file))
+    if made is not None:
+        out.print(f"{file}: run {made.run_id}, noon in {lead} s", soft_wrap=True)
 
 
 async def _noon(folder: DataFolder, size: Size) -> NoonReport:

@@ -94,17 +94,17 @@ def render(report: NoonReport) -> RenderableType:
     table.add_column()
     table.add_column(justify="right")
     table.add_column()
-    _row(table, "citizens", report.size.citizens, f"run {report.run_id}, {report.size.processes} processes of clients")
+    _row(table, "citizens", report.size.citizens, f"run {report.run_id}, client processes: {report.size.processes}")
     _row(table, "vouchers", report.size.vouchers, "in 12 stocks of 3 platforms")
     _row(table, "presses", figures.presses, f"sent in {figures.calls:,} calls")
     _row(table, "wins", figures.wins, f"told again {figures.repeated_answers:,} times")
     for code, count in figures.refusals.items():
         _row(table, f"  {code}", count, "")
-    _row(table, "lost answers", figures.lost_answers, f"of these presses {figures.unknown_won:,} turn out to have won")
+    _row(table, "lost answers", figures.lost_answers, f"{figures.unknown_won:,} turned out to have won")
     _row(table, "claims/s", figures.claims_per_s, "answered in the busiest second")
     for name, ms in (("call", figures.called_ms), ("scheduled press", figures.pressed_ms)):
-        words = f"ms p50 from the {name}; p99 {ms['p99']:,.1f}, max {ms['max']:,.1f}"
-        table.add_row("latency", f"{ms['p50']:,.1f}", words)
+        for share in ("p50", "p99", "max"):
+            table.add_row(f"{share}, ms", f"{ms[share]:,.1f}", f"from the {name}" if share == "p50" else "")
     for word, count in (
         ("oversold", report.oversold),
         ("undersold", report.undersold),

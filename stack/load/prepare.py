@@ -14,7 +14,7 @@ import msgspec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 import sql
-from issuer.campaign.load import NotLoaded, load, load_city
+from issuer.campaign.load import LoadedCampaign, NotLoaded, load, load_city
 from issuer.campaign.model import Campaign, Stock, stock_id_of
 from issuer.campaign.read import Refused, read_campaign
 from issuer.campaign.scale import scaled
@@ -30,9 +30,10 @@ from stack.running import Stack
 
 MODEL, MODEL_ROUND = "wuhan-2020", "r01"
 STAYS_OPEN = timedelta(hours=1)
-KNOWN_WITHIN_S = 15.0
+PLAN_KEYS_LIFE = timedelta(days=1)
+KNOWN_WITHIN_S, KNOCK_EVERY_S = 15.0, 0.3
 """Keys and stocks must be known to the issuer by then; it looks every few seconds."""
-SHARES = {Algorithm.HMAC: 9, Algorithm.RSA: 2}
+SHARES = {Algorithm.HMAC: 4, Algorithm.RSA: 1}
 """An RSA signature costs the load generator a hundred times an HMAC, so few citizens come that way."""
 
 _queries = sql.load("load")
@@ -54,59 +55,93 @@ class Prepared(msgspec.Struct, frozen=True, kw_only=True):
 
     run_id: str
     plan: Path
-    folder: Path
     opens_at: datetime
     """By this machine's clock."""
     stock_nos: Mapping[str, int]
     quantities: Mapping[str, int]
 
+    @property
+    def folder(self) -> Path:
+        """Where the plan lies, and the clients' logs."""
+        return self.plan.parent
+
 
 @asynccontextmanager
 async def prepared(stack: Stack | Reach, size: Size) -> AsyncIterator[Prepared]:
     """Everything up to the wait for noon. At the end of the block the plan is deleted and its keys revoked."""
+    run_id = secrets.token_hex(4)
+    plan = stack.folder.path / "load" / run_id / "plan.json"
+    plan.parent.mkdir(mode=0o700, parents=True)
+    signers: list[Signer] = []
+    async with _operator(stack) as conn:
+        try:
+            yield await _prepare(conn, stack, size, run_id, plan, signers)
+        finally:
+            plan.unlink(missing_ok=True)
+            await conn.execute(_queries["revoke_keys"], _serials(signers), SystemClock().now())
+
+
+async def write_plan(stack: Stack | Reach, size: Size, plan: Path) -> Prepared:
+    """The same for clients that somebody else runs, with keys that are good for a day."""
+    signers: list[Signer] = []
+    async with _operator(stack) as conn:
+        run = await _prepare(conn, stack, size, secrets.token_hex(4), plan, signers)
+        await conn.execute(_queries["limit_keys"], _serials(signers), SystemClock().now() + PLAN_KEYS_LIFE)
+    return run
+
+
+@asynccontextmanager
+async def _operator(stack: Stack | Reach) -> "AsyncIterator[asyncpg.Connection[asyncpg.Record]]":
     conn = await asyncpg.connect(stack.dsn("hanquan_operator"), timeout=10)
     try:
-        run_id = secrets.token_hex(4)
-        folder = stack.folder.path / "load" / run_id
-        folder.mkdir(mode=0o700, parents=True)
-        signers: list[Signer] = []
-        try:
-            yield await _prepare(conn, stack, size, folder, signers)
-        finally:
-            (folder / "plan.json").unlink(missing_ok=True)
-            await conn.execute(_queries["revoke_keys"], [one.serial_no for one in signers], SystemClock().now())
+        yield conn
     finally:
         await conn.close(timeout=5)
 
 
+def _serials(signers: Sequence[Signer]) -> list[str]:
+    return [signer.serial_no for signer in signers]
+
+
 async def _prepare(
-    conn: Connection, stack: Stack | Reach, size: Size, folder: Path, signers: list[Signer]
+    conn: Connection, stack: Stack | Reach, size: Size, run_id: str, plan: Path, signers: list[Signer]
 ) -> Prepared:
-    base_url, clock, run_id = stack.addresses["issuer"], SystemClock(), folder.name
+    base_url, clock = stack.addresses["issuer"], SystemClock()
     async with aiohttp.ClientSession(base_url, timeout=aiohttp.ClientTimeout(total=5)) as http:
         ahead = await _server_time(http) - clock.now()
         opens_at = (clock.now() + timedelta(seconds=size.lead_s)).replace(microsecond=0)
         campaign = make_campaign(run_id, size.vouchers, opens_at + ahead)
-        await load_city(conn, buckets=2, shards=1)
-        loaded = await load(conn, campaign, f"{MODEL}, {MODEL_ROUND}, scaled by ./hanquan load", now=clock.now())
-        if isinstance(loaded, NotLoaded):
-            raise StackError(loaded.detail)
-        master_key = bytes.fromhex(stack.secrets.master_key)
-        for place, partner in enumerate(campaign.partners):
-            algorithm = Algorithm.RSA if place % 3 == 1 else Algorithm.HMAC
-            signers.append(await enrol_partner(conn, master_key, partner.partner_id, algorithm, clock.now() + ahead))
+        loaded = await _load(conn, campaign, clock.now())
+        signers += await _enrol(conn, stack, campaign, clock.now() + ahead)
         stocks = campaign.rounds[0].stocks
         await _wait_known(http, signers, stocks, clock.now() + ahead)
-    plan = _plan(run_id, size, base_url, opens_at + ahead, ahead, signers, stocks)
-    write_atomically(folder / "plan.json", msgspec.json.encode(plan))
+    words = _plan(run_id, size, base_url, opens_at + ahead, ahead, signers, stocks)
+    write_atomically(plan, msgspec.json.format(msgspec.json.encode(words)))
     return Prepared(
         run_id=run_id,
-        plan=folder / "plan.json",
-        folder=folder,
+        plan=plan,
         opens_at=opens_at,
         stock_nos=loaded.stock_nos,
         quantities={stock.stock_id: stock.quantity for stock in stocks},
     )
+
+
+async def _load(conn: Connection, campaign: Campaign, now: datetime) -> LoadedCampaign:
+    await load_city(conn, buckets=2, shards=1)
+    loaded = await load(conn, campaign, f"{MODEL}, {MODEL_ROUND}, scaled by ./hanquan load", now=now)
+    if isinstance(loaded, NotLoaded):
+        raise StackError(loaded.detail)
+    return loaded
+
+
+async def _enrol(conn: Connection, stack: Stack | Reach, campaign: Campaign, now: datetime) -> list[Signer]:
+    """A key for each partner; every third one, from the second on, signs with RSA."""
+    master_key = bytes.fromhex(stack.secrets.master_key)
+    kinds = (Algorithm.HMAC, Algorithm.RSA, Algorithm.HMAC)
+    return [
+        await enrol_partner(conn, master_key, partner.partner_id, kinds[place % 3], now)
+        for place, partner in enumerate(campaign.partners)
+    ]
 
 
 def make_campaign(run_id: str, vouchers: int, opens_at: datetime) -> Campaign:
@@ -154,13 +189,12 @@ async def _wait_known(
     http: aiohttp.ClientSession, signers: Sequence[Signer], stocks: Sequence[Stock], now: datetime
 ) -> None:
     """Waits until every stock answers, to its partner's key, that the round has not opened yet."""
-    by_partner, deadline, waiting = {one.holder_id: one for one in signers}, monotonic() + KNOWN_WITHIN_S, list(stocks)
-    while waiting:
-        codes = [await _knock(http, by_partner[stock.partner_id], stock, now) for stock in waiting]
-        waiting = [stock for stock, code in zip(waiting, codes, strict=True) if code != "NOT_STARTED"]
-        if waiting and monotonic() > deadline:
-            raise StackError(f"stock {waiting[0].stock_id} was not ready in {KNOWN_WITHIN_S:g} s: {codes[-1]}")
-        await asyncio.sleep(0.2)
+    by_partner, deadline = {one.holder_id: one for one in signers}, monotonic() + KNOWN_WITHIN_S
+    for stock in stocks:
+        while (code := await _knock(http, by_partner[stock.partner_id], stock, now)) != "NOT_STARTED":
+            if monotonic() > deadline:
+                raise StackError(f"stock {stock.stock_id} was not ready in {KNOWN_WITHIN_S:g} s: {code}")
+            await asyncio.sleep(KNOCK_EVERY_S)
 
 
 async def _knock(http: aiohttp.ClientSession, signer: Signer, stock: Stock, now: datetime) -> str:

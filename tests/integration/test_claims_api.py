@@ -11,6 +11,7 @@ import pytest_asyncio
 from antifraud.gate import block_person, digest_person, shard_tag
 from issuer.handlers import BATCH_BYTES_MAX, CLAIM_BYTES_MAX
 from kernel.errors import Code
+from kernel.web import KEYRING
 from tests import stores
 from tests.city import FACE, FEW, MINIMUM, NOON, PACE, City, Reply, assert_problem, open_city, person, unchanged
 from tests.hostile import (
@@ -158,19 +159,23 @@ async def test_a_stock_runs_out_and_clicks_eat_nothing(city: City) -> None:
     assert (await city.claim("dining", people[-1])).status == 200
 
 
-async def test_a_round_that_has_not_opened_says_when(city: City) -> None:
+@pytest.mark.parametrize(("stock_id", "opens_in"), [("soon", timedelta(minutes=5)), ("tomorrow", timedelta(days=1))])
+async def test_a_round_that_has_not_opened_says_when(city: City, stock_id: str, opens_in: timedelta) -> None:
+    """Whether the store holds it already or not."""
     async with unchanged(city):
-        reply = await city.claim("future", person(24))
+        reply = await city.claim(stock_id, person(24))
     assert_problem(reply, Code.NOT_STARTED)
-    wait_s = (NOON + timedelta(days=1) - city.clock.now()).total_seconds()
+    wait_s = (NOON + opens_in - city.clock.now()).total_seconds()
     assert abs(int(reply.headers["Retry-After"]) - wait_s) < 5
     assert reply.json["retry_after_s"] == int(reply.headers["Retry-After"])
-    assert "2020-04-24T12:00:00+08:00" in reply.json["detail"]
+    assert (NOON + opens_in).isoformat() in reply.json["detail"]
 
 
-async def test_a_round_that_is_over_says_so(city: City) -> None:
+@pytest.mark.parametrize("stock_id", ["yesterday", "past"])
+async def test_a_round_that_is_over_says_so(city: City, stock_id: str) -> None:
+    """Whether its vouchers are still good or not."""
     async with unchanged(city):
-        assert_problem(await city.claim("past", person(24)), Code.ENDED)
+        assert_problem(await city.claim(stock_id, person(24)), Code.ENDED)
 
 
 async def test_a_stock_that_is_paused_says_so(city: City) -> None:
@@ -484,3 +489,20 @@ async def test_a_batch_of_a_thousand_is_answered_in_order_and_again(city: City) 
         again = await city.call(city.issuer, "wechat", "POST", "/v1/claims:batch", {"claims": claims})
     assert [item["claim"] for item in again.json["results"]] == results
     assert all(item["replayed"] for item in again.json["results"])
+
+
+async def test_a_key_that_cannot_be_opened_shuts_out_nobody(city: City) -> None:
+    """A damaged row is passed over: the other keys stay known, and one that is revoked is refused."""
+    own = city.signers["wechat early"]
+    await city.database.pool.execute(
+        "INSERT INTO api_key SELECT $1, holder_kind, holder_id, terminal_no, algorithm, '\\x00', not_before, not_after"
+        " FROM api_key WHERE serial_no = $2",
+        "D" * 20,
+        own.serial_no,
+    )
+    await city.database.pool.execute("UPDATE api_key SET revoked_at = now() WHERE holder_id = 'alipay'")
+    keyring = city.apps[city.issuer][KEYRING]
+    await keyring.reload()
+    await keyring.reload()  # the damaged row did not change; it is still no key
+    assert (await FIND.send(city)).status == 404
+    assert_problem(await SHOW.send(city), Code.SIGN_ERROR)

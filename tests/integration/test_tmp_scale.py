@@ -37,7 +37,13 @@ async def test_scale(database):
                 await conn.execute("SELECT close_day($1,$2,$3)", b, later(d), at(later(3)))
             lap(f"close_day x4 of day {d}")
             b_ = await proposed(town, later(d)); lap(f"propose {b_.line_count}")
-            b_ = await approved_again(town, b_); lap("approve")
+            import asyncio
+            async def watch():
+                await asyncio.sleep(20)
+                async with database.connection() as c2:
+                    for r in await c2.fetch("select query, wait_event, state from pg_stat_activity where datname=current_database()"): print(dict(r))
+            w = asyncio.create_task(watch())
+            b_ = await asyncio.wait_for(approved_again(town, b_), 40); lap("approve"); w.cancel()
             o = await exported(town, b_, Format.PAIN001); lap("pain001")
             o = await exported(town, b_); 
             data = write_answer(b_.batch_id, o.sha256, await told(town, b_)); lap("csv + answer file")
