@@ -1,8 +1,7 @@
 """Brings rounds into Valkey: new ones as they are, known ones rebuilt from PostgreSQL when the store lost them."""
 
-import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
 from typing import Any
 
@@ -17,6 +16,7 @@ from kernel.clock import Clock, to_ms
 from kernel.ids import SERIAL_MAX, pack_voucher_id, unpack_voucher_id
 from kernel.partitions import PARTITIONS
 from kernel.postgres import ACQUIRE_TIMEOUT_S, Connection, Pool
+from kernel.refreshing import kept_fresh
 
 REFRESH_EVERY_S = 1.0
 REBUILD_PAGE = 5_000
@@ -37,17 +37,9 @@ class Publisher:
         self._desk = desk
         self._clock = clock
 
-    @contextlib.asynccontextmanager
-    async def kept_fresh(self) -> AsyncIterator[None]:
+    def kept_fresh(self) -> AbstractAsyncContextManager[None]:
         """Publishes all there is, then looks for more while the context is open."""
-        await self.refresh()
-        task = asyncio.create_task(self._keep_refreshing())
-        try:
-            yield
-        finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        return kept_fresh("rounds", self.refresh, REFRESH_EVERY_S)
 
     async def refresh(self) -> None:
         """Reads the catalogue, and publishes each round that opens soon or is still good and that Valkey
@@ -58,14 +50,6 @@ class Publisher:
             if stocks[0].opens_at - PUBLISH_AHEAD <= now < stocks[0].valid_until:
                 await self._publish(catalogue, stocks)
         self._desk.catalogue = catalogue
-
-    async def _keep_refreshing(self) -> None:
-        while True:
-            await asyncio.sleep(REFRESH_EVERY_S)
-            try:
-                await self.refresh()
-            except Exception as error:  # what is published stays claimable while a store is away
-                log.warning("catalogue_not_refreshed", error=str(error))
 
     async def _publish(self, catalogue: Catalogue, stocks: Sequence[Offered]) -> None:
         for shard in range(catalogue.shards):

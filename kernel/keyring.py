@@ -1,8 +1,7 @@
 """All callers' keys in memory, read again every few seconds; no request waits for a store to be known."""
 
-import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import structlog
@@ -11,6 +10,7 @@ from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from kernel.clock import Clock
 from kernel.errors import Broken, Refusal, Rejected
+from kernel.refreshing import kept_fresh
 from kernel.sealing import unseal
 from kernel.signing import Algorithm, ApiKey, Caller, parse_authorization, text_to_sign, verify
 
@@ -54,25 +54,9 @@ class Keyring:
             raise Rejected(caller)
         return caller
 
-    @contextlib.asynccontextmanager
-    async def kept_fresh(self) -> AsyncIterator[None]:
+    def kept_fresh(self) -> AbstractAsyncContextManager[None]:
         """Loads the keys, then keeps reloading them while the context is open."""
-        await self.reload()
-        task = asyncio.create_task(self._keep_reloading())
-        try:
-            yield
-        finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
-
-    async def _keep_reloading(self) -> None:
-        while True:
-            await asyncio.sleep(RELOAD_EVERY_S)
-            try:
-                await self.reload()
-            except Exception as error:  # the keys we have stay good while the store is away
-                log.warning("keys_not_reloaded", error=str(error))
+        return kept_fresh("keys", self.reload, RELOAD_EVERY_S)
 
     def _try_open(self, row: Mapping[str, Any]) -> ApiKey | None:
         try:

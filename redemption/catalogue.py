@@ -1,21 +1,19 @@
 """Offers and merchants as the checkout keeps them in memory, read again every second or so."""
 
-import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
 from typing import Self
 
 import msgspec
-import structlog
 
 import sql
 from kernel.postgres import ACQUIRE_TIMEOUT_S, Pool
+from kernel.refreshing import kept_fresh
 from redemption.offers import Merchant, Offer
 
 REFRESH_EVERY_S = 1.0
 
 _queries = sql.load("checkout")
-log = structlog.get_logger()
 
 
 class Catalogue(msgspec.Struct, frozen=True):
@@ -50,22 +48,6 @@ class LiveCatalogue:
         """Reads it again."""
         self.current = await Catalogue.read(self._pool)
 
-    @contextlib.asynccontextmanager
-    async def kept_fresh(self) -> AsyncIterator[None]:
+    def kept_fresh(self) -> AbstractAsyncContextManager[None]:
         """Loads the catalogue, then keeps it fresh while the context is open."""
-        await self.refresh()
-        task = asyncio.create_task(self._keep_refreshing())
-        try:
-            yield
-        finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
-
-    async def _keep_refreshing(self) -> None:
-        while True:
-            await asyncio.sleep(REFRESH_EVERY_S)
-            try:
-                await self.refresh()
-            except Exception as error:  # yesterday's offers are better than none while the store is away
-                log.warning("catalogue_not_refreshed", error=str(error))
+        return kept_fresh("catalogue", self.refresh, REFRESH_EVERY_S)

@@ -30,6 +30,7 @@ from redemption.catalogue import Catalogue, LiveCatalogue
 from redemption.ledger import Ledger, Registered, Use, VoucherState, each_bucket
 from redemption.numbers import Number, Scope, body_hash, number_key
 from redemption.offers import Saving, judge
+from redemption.steps import distinct, go_through, is_mismatch
 
 BATCH_MAX = 500
 QUEUE_MAX = 5_000
@@ -127,15 +128,11 @@ class Till:
         )
 
     async def _redeem_all(self, attempts: Sequence[Attempt]) -> list[Redeemed | Refusal]:
-        firsts: dict[tuple[UUID, int], Attempt] = {}
-        for attempt in attempts:  # the same request twice at once is one request
-            firsts.setdefault((attempt.number.key, attempt.number.body_hash), attempt)
-        catalogue, now = self._catalogue.current, self._clock.now()
-        under_way = list(firsts.values())
-        for step in (self._check_numbers, self._look, self._register, self._book):
-            under_way = [attempt for attempt in under_way if attempt.outcome is None]
-            await step(under_way, catalogue, now)
-        return [_told(attempt, firsts) for attempt in attempts]
+        firsts = distinct(attempts)
+        steps = (self._check_numbers, self._look, self._register, self._book)
+        await go_through(list(firsts.values()), steps, self._catalogue.current, self._clock.now())
+        outcomes = [firsts[attempt.number.key, attempt.number.body_hash].outcome for attempt in attempts]
+        return [outcome for outcome in outcomes if outcome is not None]
 
     async def _check_numbers(self, attempts: Sequence[Attempt], catalogue: Catalogue, now: datetime) -> None:
         numbers = [number for attempt in attempts for number in (attempt.number, attempt.order)]
@@ -232,12 +229,9 @@ class Till:
 
 
 def _conflict(attempt: Attempt, owners: dict[UUID, Registered]) -> Refusal | None:
-    number, order = owners.get(attempt.number.key), owners.get(attempt.order.key)
-    if number is not None and number.body_hash != attempt.number.body_hash:
+    if is_mismatch(attempt.number, owners):
         return MISMATCH
-    if order is not None and order.body_hash != attempt.order.body_hash:
-        return ONE_A_PAYMENT
-    return None
+    return ONE_A_PAYMENT if is_mismatch(attempt.order, owners) else None
 
 
 def _use(attempt: Attempt) -> Use:
@@ -252,13 +246,6 @@ def _use(attempt: Attempt) -> Use:
         use_request_no=attempt.request.use_request_no,
         order_no=attempt.request.order_no,
     )
-
-
-def _told(attempt: Attempt, firsts: dict[tuple[UUID, int], Attempt]) -> Redeemed | Refusal:
-    outcome = firsts[attempt.number.key, attempt.number.body_hash].outcome
-    if outcome is None:
-        raise Broken("a redemption went through all steps and came to no end")
-    return outcome
 
 
 NO_SUCH_CODE = Refusal(

@@ -7,7 +7,6 @@ number, book under the bucket's lock. Whether the voucher lives again is the off
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated
-from uuid import UUID
 
 import msgspec
 
@@ -21,8 +20,9 @@ from kernel.partitions import bucket_of
 from kernel.signing import Caller
 from redemption.catalogue import Catalogue, LiveCatalogue
 from redemption.checkout import BATCH_MAX, DEADLINE_S, QUEUE_MAX
-from redemption.ledger import Ledger, Registered, TakeBack, VoucherState, each_bucket
+from redemption.ledger import Ledger, TakeBack, VoucherState, each_bucket
 from redemption.numbers import Number, Scope, body_hash, number_key
+from redemption.steps import distinct, go_through, is_mismatch
 
 
 class RefundRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -91,15 +91,11 @@ class RefundDesk:
         )
 
     async def _refund_all(self, attempts: Sequence[Attempt]) -> list[Refunded | Refusal]:
-        firsts: dict[tuple[UUID, int], Attempt] = {}
-        for attempt in attempts:
-            firsts.setdefault((attempt.number.key, attempt.number.body_hash), attempt)
-        catalogue, now = self._catalogue.current, self._clock.now()
-        under_way = list(firsts.values())
-        for step in (self._check_numbers, self._look, self._register, self._book):
-            under_way = [attempt for attempt in under_way if attempt.outcome is None]
-            await step(under_way, catalogue, now)
-        return [_told(attempt, firsts) for attempt in attempts]
+        firsts = distinct(attempts)
+        steps = (self._check_numbers, self._look, self._register, self._book)
+        await go_through(list(firsts.values()), steps, self._catalogue.current, self._clock.now())
+        outcomes = [firsts[attempt.number.key, attempt.number.body_hash].outcome for attempt in attempts]
+        return [outcome for outcome in outcomes if outcome is not None]
 
     async def _check_numbers(self, attempts: Sequence[Attempt], catalogue: Catalogue, now: datetime) -> None:
         numbers = [number for attempt in attempts for number in (attempt.number, attempt.use)]
@@ -112,7 +108,7 @@ class RefundDesk:
             attempt.voucher_id = use.voucher_id
             attempt.bucket = bucket_of(unpack_voucher_id(use.voucher_id).partition, catalogue.buckets)
             attempt.number = attempt.number._replace(voucher_id=use.voucher_id)
-            attempt.outcome = _conflict(attempt, owners)
+            attempt.outcome = MISMATCH if is_mismatch(attempt.number, owners) else None
 
     async def _look(self, attempts: Sequence[Attempt], catalogue: Catalogue, now: datetime) -> None:
         async def states(part: Sequence[Attempt], bucket: int) -> None:
@@ -126,7 +122,7 @@ class RefundDesk:
     async def _register(self, attempts: Sequence[Attempt], catalogue: Catalogue, now: datetime) -> None:
         owners = await self._ledger.take([attempt.number for attempt in attempts], catalogue.buckets)
         for attempt in attempts:
-            attempt.outcome = _conflict(attempt, owners)
+            attempt.outcome = MISMATCH if is_mismatch(attempt.number, owners) else None
 
     async def _book(self, attempts: Sequence[Attempt], catalogue: Catalogue, now: datetime) -> None:
         async def book(part: Sequence[Attempt], bucket: int) -> None:
@@ -207,18 +203,6 @@ def _take_back(attempt: Attempt) -> TakeBack:
         refund_request_no=attempt.request.refund_request_no,
         refund_fen=attempt.request.refund_fen,
     )
-
-
-def _conflict(attempt: Attempt, numbers: dict[UUID, Registered]) -> Refusal | None:
-    number = numbers.get(attempt.number.key)
-    return MISMATCH if number is not None and number.body_hash != attempt.number.body_hash else None
-
-
-def _told(attempt: Attempt, firsts: dict[tuple[UUID, int], Attempt]) -> Refunded | Refusal:
-    outcome = firsts[attempt.number.key, attempt.number.body_hash].outcome
-    if outcome is None:
-        raise Broken("a refund went through all steps and came to no end")
-    return outcome
 
 
 def _rule(rule: str, detail: str) -> Refusal:

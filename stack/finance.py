@@ -13,6 +13,7 @@ from typing import Annotated, TypeVar
 import asyncpg
 import msgspec
 from cyclopts import Parameter
+from rich.console import Console
 from rich.table import Table
 
 from kernel.clock import Clock, open_clock
@@ -73,13 +74,21 @@ def tell(answer: object, show: Callable[[], object], *, json: bool) -> None:
     if json:
         sys.stdout.write(msgspec.json.encode(answer, enc_hook=_encode).decode() + "\n")
     else:
-        # No amount is ever cut short for a narrow window; the window may wrap the line.
-        out.print(show(), width=TABLE_WIDTH_MAX, crop=False)
+        _print(show())
+
+
+def _print(shown: object) -> None:
+    """No amount is ever cut short for a narrow window, and no title folded to a narrow table."""
+    wide = Console(width=max(TABLE_WIDTH_MAX, out.width), highlight=False)
+    if isinstance(shown, Table) and shown.title:
+        wide.print(shown.title, soft_wrap=True)
+        shown.title = None
+    wide.print(shown)
 
 
 def table(title: str, *columns: str) -> Table:
     """An aligned table. A column whose name ends in " >" is set to the right."""
-    made = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
+    made = Table(title=title or None, box=None, pad_edge=False)
     for column in columns:
         made.add_column(column.removesuffix(" >"), justify="right" if column.endswith(" >") else "left", no_wrap=True)
     return made

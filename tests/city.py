@@ -427,8 +427,13 @@ async def open_city(
 ) -> AsyncIterator[City]:
     """A city of one's own with one issuer, one checkout and a drain, all gone at the end of the block."""
     # Tracebacks as they are: the default paints them, which takes half a second each.
-    plain = [structlog.processors.add_log_level, structlog.processors.format_exc_info]
-    structlog.configure(processors=[*plain, structlog.processors.KeyValueRenderer()])
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.format_exc_info,
+            structlog.processors.KeyValueRenderer(),
+        ]
+    )
     folder.mkdir(parents=True, exist_ok=True)
     clock_file = folder / "clock"
     clock = FileClock(clock_file)

@@ -52,9 +52,11 @@ def run_(
     *,
     flows: Annotated[
         tuple[Path, ...],
-        Parameter(help="A partner's flow file; its hash is checked against FILE.sha256 where there is one."),
+        Parameter(
+            name="--flow", help="A partner's flow file; its hash is checked against FILE.sha256 where there is one."
+        ),
     ] = (),
-    bank: Annotated[tuple[Path, ...], Parameter(help="A file of the bank, imported or not.")] = (),
+    bank: Annotated[tuple[Path, ...], Parameter(name="--bank", help="A file of the bank, imported or not.")] = (),
     tolerance_days: Annotated[
         int, Parameter(help="Booked this many days apart is late, beyond that missing.")
     ] = TOLERANCE_DAYS,

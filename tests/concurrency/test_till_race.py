@@ -36,7 +36,8 @@ async def slow_commits(city: City) -> None:
     """Every booking takes a moment between its insert and its commit, so that a race is a race."""
     await city.database.pool.execute(
         """
-        CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.02); RETURN NULL; END $$;
+        CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql
+            AS $$ BEGIN PERFORM pg_sleep(0.02); RETURN NULL; END $$;
         CREATE TRIGGER dawdle AFTER INSERT ON redemption FOR EACH STATEMENT EXECUTE FUNCTION dawdle();
         CREATE TRIGGER dawdle AFTER INSERT ON refund FOR EACH STATEMENT EXECUTE FUNCTION dawdle();
         """
@@ -67,7 +68,8 @@ async def double_uses(city: City) -> int:
         """
         SELECT count(*) FROM (
             SELECT voucher_id FROM redemption r GROUP BY voucher_id
-            HAVING count(*) > 1 + (SELECT count(*) FROM refund f WHERE f.voucher_id = r.voucher_id AND f.credit = 'ISSUED')
+            HAVING count(*) > 1 + (SELECT count(*) FROM refund f
+                                    WHERE f.voucher_id = r.voucher_id AND f.credit = 'ISSUED')
         ) AS doubled
         """
     )
@@ -181,7 +183,9 @@ async def test_two_vouchers_for_one_payment_at_once(city: City) -> None:
 
         async def ask(n: int, trial: int = trial, spread: int = spread, codes: Sequence[str] = codes) -> Reply:
             number = f"payment-{trial}-{n:03}"
-            return await city.redeem("NOODLES", codes[n], number=number, order=f"payment-{trial}", service=services[n % spread])
+            return await city.redeem(
+                "NOODLES", codes[n], number=number, order=f"payment-{trial}", service=services[n % spread]
+            )
 
         replies = await asyncio.gather(*(ask(n) for n in range(40)))
         assert told(replies) == {None: 1, Code.RULE_LIMIT: 39}
@@ -303,7 +307,8 @@ async def test_control_accounts_locked_in_any_order_deadlock(city: City) -> None
     """The same two accounts by two writers, each in its own order: what sorting prevents, and what is counted."""
     pool = city.database.pool
     await pool.execute(
-        "INSERT INTO account (bucket, campaign_no, merchant_no, kind) SELECT 0, 1, n, 'PAYABLE' FROM generate_series(1, 2) n"
+        "INSERT INTO account (bucket, campaign_no, merchant_no, kind)"
+        " SELECT 0, 1, n, 'PAYABLE' FROM generate_series(1, 2) n"
     )
 
     async def write(order: Sequence[int]) -> None:
