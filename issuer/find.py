@@ -13,7 +13,7 @@ from kernel.codes import CodeBook
 from kernel.errors import Code, Refusal
 from kernel.ids import unpack_voucher_id
 from kernel.partitions import bucket_of, partition_of, shard_of
-from kernel.postgres import ACQUIRE_TIMEOUT_S, Pool
+from kernel.postgres import READ_DEADLINE_S, Pool, connected, within
 
 _queries = sql.load("issuer")
 _ROUNDS_ASKED = 32
@@ -73,7 +73,10 @@ class Finder:
         return self._word(row) if stock.partner_no == partner_no else _NOT_FOUND
 
     async def _row(self, name: str, *args: object) -> Any:
-        async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as conn:
+        return await within(READ_DEADLINE_S, self._fetch_row(name, *args))
+
+    async def _fetch_row(self, name: str, *args: object) -> Any:
+        async with connected(self._pool) as conn:
             return await conn.fetchrow(_queries[name], *args)
 
     async def _not_drained(self, partner_no: int, out_request_no: str, person: bytes) -> VoucherAnswer | Refusal:

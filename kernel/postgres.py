@@ -1,9 +1,16 @@
 """How a service opens PostgreSQL. Every wait has an end."""
 
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Coroutine
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import asyncpg
+
+from kernel.errors import StoreDown
+
+Answer = TypeVar("Answer")
 
 if TYPE_CHECKING:
     Pool = asyncpg.Pool[asyncpg.Record]
@@ -14,6 +21,8 @@ else:
 
 ACQUIRE_TIMEOUT_S = 5.0
 """asyncpg's acquire waits for ever unless told otherwise; every caller passes this."""
+READ_DEADLINE_S = 5.0
+"""How long whoever asks for something to be looked up waits at most."""
 
 
 BY_KEYS = MappingProxyType(
@@ -56,3 +65,29 @@ async def open_pool(
 
 async def _leave_as_is(connection: Connection) -> None:
     """Instead of asyncpg's own RESET ALL."""
+
+
+@contextlib.asynccontextmanager
+async def connected(pool: Pool) -> AsyncIterator[Connection]:
+    """A connection of the pool. StoreDown when PostgreSQL does not answer or cannot serve; what was under way
+    then has an outcome that is not known."""
+    try:
+        async with pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as conn:
+            yield conn
+    except (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+        raise StoreDown(f"the database did not answer: {type(error).__name__}") from error
+    except (asyncpg.OperatorInterventionError, asyncpg.InsufficientResourcesError) as error:
+        raise StoreDown(f"the database cannot serve now: {type(error).__name__}") from error
+
+
+async def within(deadline_s: float, work: Coroutine[None, None, Answer]) -> Answer:
+    """The work's answer; StoreDown at the deadline. A timeout alone would not do: a connection that was given up
+    is waited for before it goes back to its pool, and whoever asked would wait with it."""
+    task = asyncio.create_task(work)
+    try:
+        await asyncio.wait([task], timeout=deadline_s)
+        if not task.done():
+            raise StoreDown("the database did not answer in time")
+        return task.result()
+    finally:
+        task.cancel()

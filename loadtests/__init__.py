@@ -9,6 +9,7 @@ What is where:
     signing.py      signs requests as the API guide says
     wall.py         how many people are there when, and when each of them presses
     citizen.py      what one person wants and does
+    turns.py        waiting for a free connection
     answer.py       what an HTTP answer means to a client
     client_log.py   everything that the clients were told, line by line
     asking.py       asks what became of a claim

@@ -14,6 +14,8 @@ from loadtests.wall import Wall
 TWICE_SHARE, AGAIN_SHARE = 0.02, 0.02
 FAMILY = 3
 """In one of five homes so many people share a phone."""
+THINK_S_MAX = 1.5
+"""Before they press for the next category."""
 TRIES_MAX = 8
 WAIT_S_MAX = 30.0
 FIRST_BACKOFF_S = 0.2
@@ -98,6 +100,7 @@ class Story:
             answer = self._want(stock_id, due_s)
             if answer.code != "SOLD_OUT":
                 break
+            self._life.sleep(THINK_S_MAX * self._citizen.random.random())
             due_s = self._life.now_s()
         return answer
 

@@ -30,9 +30,10 @@ class Line(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="c
     at_ms: int
     """When the answer was there, in ms since 1970."""
     called_ms: float
-    """Latency, counted from the call."""
+    """Latency, counted from the call; what most tools report."""
     pressed_ms: float
-    """Latency, counted from when the press was due: a stall of either side is in it."""
+    """Latency, counted from when the press was due: what the person waits. A stall of either side is in it,
+    and the wait for a free connection."""
 
 
 class ClientLog:

@@ -1,5 +1,6 @@
 """Locust: everyone presses the button at noon. README.md beside this file tells how to run it."""
 
+import gc
 import logging
 import os
 import time
@@ -20,6 +21,7 @@ from loadtests.client_log import GRANTED, UNKNOWN, ClientLog, Line
 from loadtests.latency import Histogram
 from loadtests.plan import Plan, PlanError, read_plan
 from loadtests.signing import Signer
+from loadtests.turns import Turns
 from loadtests.wall import Wall
 
 PATH = "/v1/claims"
@@ -41,6 +43,8 @@ class Rush:
         self.reports: dict[str, Mapping[str, Any]] = {}
         self.log: ClientLog | None = None
         self.share, self.of = 0, 1
+        self.turns = Turns(plan.connections)
+        """For a free connection. Signing comes after the wait: thousands who sign at once would stop the loop."""
         self._client_logs = client_logs
         self._noon = time.monotonic() - time.time() + (plan.noon_ms - plan.clock_ahead_ms) / 1000
         self._started = 0
@@ -112,12 +116,12 @@ class Teller:
 
     def ask(self, stock_id: str, number: str, due_s: float) -> Answer:
         """One signed POST /v1/claims. Its line is written also when this greenlet is killed meanwhile."""
-        answer, started_s = Answer(status=0), self._rush.now_s()
-        gevent.sleep(0)  # or whoever just gave a connection back takes it again, and the others starve
-        try:
-            answer = self._post(stock_id, number)
-        finally:
-            self._write(stock_id, number, answer, started_s, min(due_s, started_s))
+        with self._rush.turns:
+            answer, started_s = Answer(status=0), self._rush.now_s()
+            try:
+                answer = self._post(stock_id, number)
+            finally:
+                self._write(stock_id, number, answer, started_s, min(due_s, started_s))
         return answer
 
     def _post(self, stock_id: str, number: str) -> Answer:
@@ -209,6 +213,7 @@ def begin(environment: Any, **_: object) -> None:
         told.test_start.add_listener(lambda **_: _deal(runner, rush))
         told.worker_report.add_listener(lambda client_id, data: rush.reports.update({client_id: data["noon"]}))
         return
+    gc.set_threshold(50_000, 20, 10_000)  # a full collection over thousands of users stops all of them for 0.3 s
     rush.open_log()
     told.quitting.add_listener(lambda **_: rush.flush())
     if isinstance(runner, WorkerRunner):

@@ -4,7 +4,7 @@
     with the    |           |               |__
     app open    |           |                  |__
                 |___________|                     |__
-                            ^ noon - 2 s  noon + 75 %  noon + `seconds`
+                            ^ noon - 3 s  noon + 75 %  noon + `seconds`
 
 They open the app in the last moments, all at once, and press when the clock strikes: four of five within a
 second and a half, most of those at once; the others during the plateau, a few only in the tail.
@@ -15,7 +15,7 @@ from random import Random
 
 import msgspec
 
-OPEN_BEFORE_S = 2.0
+OPEN_BEFORE_S = 3.0
 EARLY_PER_CITIZENS = 100
 """One in so many cannot wait, and presses before noon."""
 EARLY_S = 4.0

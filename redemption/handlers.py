@@ -8,7 +8,7 @@ from aiohttp import web
 from kernel.codes import CodeBook
 from kernel.errors import Broken, Refusal, param_error
 from kernel.ids import REQUEST_NO
-from kernel.postgres import ACQUIRE_TIMEOUT_S, Pool
+from kernel.postgres import READ_DEADLINE_S, Pool, connected, within
 from kernel.web import decode, json_response, problem_response, read_signed
 from redemption.catalogue import LiveCatalogue
 from redemption.checkout import RedeemRequest, Till
@@ -57,7 +57,8 @@ async def get_redemption(request: web.Request) -> web.Response:
     if not REQUEST_NO.fullmatch(number):
         raise param_error("a request number has 6 to 40 characters of A-Z a-z 0-9 _ -", "use_request_no")
     app = request.app
-    found = await find_redemption(app[LEDGER], app[CATALOGUE], app[CODES], caller, number)
+    finding = find_redemption(app[LEDGER], app[CATALOGUE], app[CODES], caller, number)
+    found = await within(READ_DEADLINE_S, finding)
     return problem_response(request, found) if isinstance(found, Refusal) else json_response(found)
 
 
@@ -67,7 +68,7 @@ async def get_statement(request: web.Request) -> web.Response:
     day, offset = _day(request.match_info["date"]), request.query.get("offset", "0")
     if not (offset.isascii() and offset.isdigit() and len(offset) <= OFFSET_DIGITS_MAX):
         raise param_error("offset is the number of entries to skip", "offset")
-    async with request.app[READERS].acquire(timeout=ACQUIRE_TIMEOUT_S) as conn:
+    async with connected(request.app[READERS]) as conn:
         found = await statement(conn, caller.holder_no, day, request.app[CODES], offset=int(offset))
     if isinstance(found, Refused):
         raise Broken(f"merchant {caller.holder_no} signs and is not enrolled")

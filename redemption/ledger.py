@@ -4,9 +4,8 @@ All transaction policy of the checkout is here. Each method is one transaction, 
 """
 
 import asyncio
-import contextlib
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import date, datetime
 from typing import Any, TypeVar
 from uuid import UUID
@@ -15,8 +14,7 @@ import asyncpg
 import msgspec
 
 import sql
-from kernel.errors import StoreDown
-from kernel.postgres import ACQUIRE_TIMEOUT_S, Connection, Pool
+from kernel.postgres import Pool, connected
 from redemption.numbers import Number
 
 Item = TypeVar("Item")
@@ -85,7 +83,7 @@ class Ledger:
         owners: dict[UUID, Registered] = {}
 
         async def read(part: Sequence[Number], bucket: int) -> None:
-            async with self._connection() as conn:
+            async with connected(self._pool) as conn:
                 rows = await conn.fetch(_queries["registered"], bucket, [number.key for number in part])
             owners.update(map(_owner, rows))
 
@@ -99,7 +97,7 @@ class Ledger:
 
         async def register(part: Sequence[Number], bucket: int) -> None:
             keys, hashes, vouchers = zip(*part, strict=True)
-            async with self._connection() as conn:
+            async with connected(self._pool) as conn:
                 rows = await conn.fetch(_queries["register"], bucket, keys, hashes, vouchers)
             owners.update(map(_owner, rows))
 
@@ -110,14 +108,14 @@ class Ledger:
     async def states(self, asked: Sequence[tuple[int, int, str]], bucket: int) -> list[VoucherState]:
         """For each (voucher_id, merchant_no, use_request_no), in order, how the voucher stands."""
         vouchers, merchants, numbers = zip(*asked, strict=True)
-        async with self._connection() as conn:
+        async with connected(self._pool) as conn:
             rows = await conn.fetch(_queries["voucher_states"], bucket, vouchers, merchants, numbers)
         return [_state(row) for row in rows]
 
     async def redeem(self, uses: Sequence[Use], bucket: int, now: datetime, day: date) -> list[tuple[str, datetime]]:
         """Books redemptions; for each its outcome (redeem_outcome) and when it was redeemed."""
         columns = _columns(uses)
-        async with self._connection() as conn:
+        async with connected(self._pool) as conn:
             rows = await conn.fetch(_queries["redeem"], bucket, now, day, *columns)
         return [(row["outcome"], row["redeemed_at"]) for row in rows]
 
@@ -126,19 +124,9 @@ class Ledger:
     ) -> list[tuple[str, str | None, datetime]]:
         """Books refunds; for each its outcome (refund_outcome), where the money went, and when."""
         columns = _columns(refunds)
-        async with self._connection() as conn:
+        async with connected(self._pool) as conn:
             rows = await conn.fetch(_queries["refund"], bucket, now, day, *columns)
         return [(row["outcome"], row["credit"], row["refunded_at"]) for row in rows]
-
-    @contextlib.asynccontextmanager
-    async def _connection(self) -> AsyncIterator[Connection]:
-        try:
-            async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as conn:
-                yield conn
-        except (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
-            raise StoreDown(f"the ledger did not answer: {type(error).__name__}") from error
-        except (asyncpg.OperatorInterventionError, asyncpg.InsufficientResourcesError) as error:
-            raise StoreDown(f"the ledger cannot serve now: {type(error).__name__}") from error
 
 
 async def each_bucket(items: Iterable[Item], bucket_of_item: Callable[[Item], int], act: Act[Item]) -> None:

@@ -364,6 +364,7 @@ SELECT make_append_only(t) FROM unnest(ARRAY['voucher', 'redemption', 'refund', 
     'merchant_day', 'merchant_hold', 'merchant_hold_release', 'campaign', 'city']::regclass[]) AS t;
 
 -- Adds sums to accounts; always in the order of the primary key, so that two writers never deadlock.
+-- Its plan may be older than the accounts: without enable_seqscan = off it would read all of them for each.
 -- A row is made empty and then updated: in an upsert the overdraft checks would judge the row that is
 -- proposed (a bare debit), not the one it becomes.
 CREATE FUNCTION add_to_accounts(p_bucket smallint[], p_campaign_no smallint[], p_merchant_no integer[], p_kind account_kind[],
@@ -835,6 +836,9 @@ CREATE VIEW settlement_batch_state AS
                  count(*) FILTER (WHERE l.state = 'REJECTED') AS rejected_count,
                  coalesce(sum(l.amount_fen) FILTER (WHERE l.state = 'REJECTED'), 0)::bigint AS rejected_fen
             FROM settlement_line_state l WHERE l.batch_no = b.batch_no) s;
+
+-- The functions below work on ten thousand lines at a time. Their plans may have been made when the tables
+-- were small; enable_nestloop = off keeps such a plan from visiting every line for every line.
 
 -- One at a time in the finance office of a campaign: drawing up, deciding, answering, returning.
 CREATE FUNCTION lock_settlement(p_campaign_no smallint) RETURNS void

@@ -72,7 +72,7 @@ def granted(answer: Answer | Refused) -> Answer:
 def tell(answer: object, show: Callable[[], object], *, json: bool) -> None:
     """Print an answer as one line of JSON or as a table."""
     if json:
-        sys.stdout.write(msgspec.json.encode(answer, enc_hook=_encode).decode() + "\n")
+        sys.stdout.write(msgspec.json.encode(answer).decode() + "\n")
     else:
         _print(show())
 
@@ -135,9 +135,3 @@ def write_with_sidecar(path: Path, data: bytes) -> None:
         path.with_name(path.name + ".sha256").write_text(line, encoding="utf-8")
     except OSError as error:
         raise StackError(f"cannot write {path}: {error.strerror}") from error
-
-
-def _encode(value: object) -> object:
-    if isinstance(value, bytes):
-        return value.hex()
-    raise TypeError(type(value).__name__)

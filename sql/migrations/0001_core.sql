@@ -364,6 +364,7 @@ SELECT make_append_only(t) FROM unnest(ARRAY['voucher', 'redemption', 'refund', 
     'merchant_day', 'merchant_hold', 'merchant_hold_release', 'campaign', 'city']::regclass[]) AS t;
 
 -- Adds sums to accounts; always in the order of the primary key, so that two writers never deadlock.
+-- Its plan may be older than the accounts: without enable_seqscan = off it would read all of them for each.
 -- A row is made empty and then updated: in an upsert the overdraft checks would judge the row that is
 -- proposed (a bare debit), not the one it becomes.
 CREATE FUNCTION add_to_accounts(p_bucket smallint[], p_campaign_no smallint[], p_merchant_no integer[], p_kind account_kind[],

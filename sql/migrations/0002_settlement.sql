@@ -207,6 +207,9 @@ CREATE VIEW settlement_batch_state AS
                  coalesce(sum(l.amount_fen) FILTER (WHERE l.state = 'REJECTED'), 0)::bigint AS rejected_fen
             FROM settlement_line_state l WHERE l.batch_no = b.batch_no) s;
 
+-- The functions below work on ten thousand lines at a time. Their plans may have been made when the tables
+-- were small; enable_nestloop = off keeps such a plan from visiting every line for every line.
+
 -- One at a time in the finance office of a campaign: drawing up, deciding, answering, returning.
 CREATE FUNCTION lock_settlement(p_campaign_no smallint) RETURNS void
     LANGUAGE sql AS $$ SELECT pg_advisory_xact_lock(4819, p_campaign_no) $$;

@@ -1,10 +1,10 @@
 """Statements that need more than PostgreSQL's rows: the claim store, the clients' log, a list of tables."""
 
-from stack.audit.room import Found, Room, Skipped
+from stack.audit.room import Found, Remark, Room, Skipped
 
-_NOT_ASKED = Skipped("the claim store was not asked", "未查询领券存储")
-_NO_ROUND = Skipped("the claim store no longer holds any round", "领券存储中已无任何轮次")
-_NO_LOG = Skipped("no count of the clients' demand was given", "未提供客户端的需求统计")
+_NOT_ASKED = Skipped(Remark("the claim store was not asked", "未查询领券存储"))
+_NO_ROUND = Skipped(Remark("the claim store holds no round", "领券存储中没有任何轮次"))
+_NO_LOG = Skipped(Remark("no count of the clients' demand was given", "未提供客户端的需求统计"))
 
 
 async def wins_are_vouchers(room: Room) -> Found | Skipped:
@@ -17,7 +17,17 @@ async def wins_are_vouchers(room: Room) -> Found | Skipped:
     after = room.evidence.stock_wins_after or before
     most = [after.get(stock_no, wins) for stock_no, wins in before.items()]
     found = await room.violations("a1a_wins_and_vouchers", list(before), list(before.values()), most)
-    return Found(len(before), *found)
+    return Found(len(before), *found, await _left_out(room, len(before)))
+
+
+async def _left_out(room: Room, compared: int) -> Remark | None:
+    others = await room.count("examined_stocks") - compared
+    if others <= 0:
+        return None
+    return Remark(
+        f"without {others} stocks whose rounds the claim store does not hold",
+        f"未含领券存储中没有其轮次的 {others} 个批次",
+    )
 
 
 async def drained(room: Room) -> Found | Skipped:

@@ -79,12 +79,12 @@ def _statements(report: AuditReport, language: str) -> Table:
 
 
 def sentence_of(statement: StatementReport, language: str) -> str:
-    """A statement's sentence, with the reason why it was skipped, if it was."""
+    """A statement's sentence, with the remark, if there is one."""
     if language == "zh":
-        because = statement.skipped_because_zh
-        return statement.sentence_zh + (f"（{because}）" if because else "")
-    because = statement.skipped_because_en
-    return statement.sentence_en + (f" ({because})" if because else "")
+        remark = statement.remark_zh
+        return statement.sentence_zh + (f"（{remark}）" if remark else "")
+    remark = statement.remark_en
+    return statement.sentence_en + (f" ({remark})" if remark else "")
 
 
 def _violations(report: AuditReport, language: str) -> Iterator[Text]:

@@ -30,8 +30,9 @@ class StatementReport(msgspec.Struct, frozen=True, kw_only=True):
     """All of them, also those not shown."""
     shown: tuple[str, ...]
     """At most SHOWN_MAX violating rows, each in words that find it."""
-    skipped_because_en: str | None
-    skipped_because_zh: str | None
+    remark_en: str | None
+    remark_zh: str | None
+    """Why it was skipped, or what was left out."""
     elapsed_ms: int
 
 

@@ -28,19 +28,26 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     """How many people asked for each stock who were allowed to, from the clients' own log."""
 
 
+class Remark(NamedTuple):
+    """A reader should know it: why a statement was skipped, or what was left out."""
+
+    en: str
+    zh: str
+
+
 class Found(NamedTuple):
     """What checking one statement brought to light."""
 
     examined: int
     violations: int
     shown: tuple[str, ...]
+    remark: Remark | None = None
 
 
 class Skipped(NamedTuple):
     """A statement that could not be checked, and why."""
 
-    because_en: str
-    because_zh: str
+    remark: Remark
 
 
 class Room:

@@ -78,7 +78,6 @@ async def audit_city(connection: Connection, valkey: Redis, *, drain_within_s: f
 async def _examine(room: Room, statement: Statement) -> StatementReport:
     started = perf_counter()
     outcome = await _check(room, statement)
-    skipped = outcome if isinstance(outcome, Skipped) else None
     found = outcome if isinstance(outcome, Found) else Found(0, 0, ())
     return StatementReport(
         id=statement.id,
@@ -88,8 +87,8 @@ async def _examine(room: Room, statement: Statement) -> StatementReport:
         examined=found.examined,
         violations=found.violations,
         shown=found.shown,
-        skipped_because_en=skipped.because_en if skipped else None,
-        skipped_because_zh=skipped.because_zh if skipped else None,
+        remark_en=outcome.remark.en if outcome.remark else None,
+        remark_zh=outcome.remark.zh if outcome.remark else None,
         elapsed_ms=int((perf_counter() - started) * 1000),
     )
 

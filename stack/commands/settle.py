@@ -99,7 +99,8 @@ def export(
     order = run(work())
     if order is not None:
         write_with_sidecar(folder / order.file_name, order.data)
-        told = {name: getattr(order, name) for name in ("batch_id", "file_name", "sha256", "line_count", "amount_fen")}
+        names = ("batch_id", "file_name", "line_count", "amount_fen")
+        told = {name: getattr(order, name) for name in names} | {"sha256": order.sha256.hex()}
         tell(told, lambda: _order_table(order, folder), json=json)
 
 

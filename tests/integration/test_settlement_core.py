@@ -105,3 +105,23 @@ async def test_expiry_of_a_stock_waits_for_no_other_bucket(town: Town, database:
     assert await town.conn.fetchval("SELECT expire_stock(0::smallint, 1, $1)", after) == 2
     assert await town.conn.fetchval("SELECT expire_stock(0::smallint, 1, $1)", after) == 0
     await assert_books(town.conn)
+
+
+@pytest.mark.parametrize("is_safe", [True, False])
+async def test_closing_a_day_never_reads_all_accounts_for_each(database: stores.Database, is_safe: bool) -> None:
+    """The control takes the setting away and must read them all, as a plan from an empty table does."""
+    count = 200
+    async with database.connection() as conn:
+        town = await build(conn, buckets=1, merchants=count)
+        for merchant in town.merchants:
+            await town.sell(merchant, DAY)
+        if not is_safe:
+            settings = "smallint[], smallint[], integer[], account_kind[], bigint[], bigint[]"
+            await conn.execute(f"ALTER FUNCTION add_to_accounts({settings}) RESET enable_seqscan")
+        await conn.execute("VACUUM ANALYZE account")
+        async with conn.transaction():
+            await conn.execute("SELECT close_day(0::smallint, $1, $2)", DAY, at(later(1)))
+            read = await conn.fetchval(
+                "SELECT seq_tup_read FROM pg_stat_xact_user_tables WHERE relid = 'account'::regclass"
+            )
+        assert (read < count) is is_safe

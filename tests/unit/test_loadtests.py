@@ -140,6 +140,37 @@ def test_locust_asks_the_wall_how_many_to_have(tmp_path: Path) -> None:
     assert done.stdout.splitlines() == [str(tick) for tick in expected], done.stderr
 
 
+TURNS = """
+import gevent
+from loadtests.turns import Turns
+
+turns, order = Turns(1), []
+
+def go(name):
+    with turns:
+        order.append(name)
+        gevent.sleep(0.01)
+
+people = [gevent.spawn(go, name) for name in "abcde"]
+gevent.sleep(0)
+people[2].kill()
+people[0].join()
+late = gevent.spawn(go, "late")  # comes by just as a turn is handed on
+people[1].kill()  # has been called, and never came
+gevent.joinall([*people, late])
+print(*order)
+gevent.spawn(go, "last").join()
+print(*order)
+"""
+
+
+def test_connections_go_round_in_order_and_none_is_lost_with_the_one_who_waited() -> None:
+    done = subprocess.run([sys.executable, "-c", TURNS], cwd=ROOT, capture_output=True, text=True, check=False)
+    first, second = done.stdout.splitlines()
+    assert first in ("a d e late", "a b d e late"), done.stderr
+    assert second == f"{first} last"
+
+
 # ---------------------------------------------------------------- what people do
 
 
