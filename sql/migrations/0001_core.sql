@@ -58,7 +58,8 @@ CREATE TABLE merchant (
     suspended          boolean NOT NULL DEFAULT false,
     refund_debt_fen_max bigint NOT NULL DEFAULT 1000000 CHECK (refund_debt_fen_max >= 0)
 );
-COMMENT ON COLUMN merchant.refund_debt_fen_max IS 'How far below zero refunds of settled sales may take what the city owes this merchant.';
+COMMENT ON COLUMN merchant.refund_debt_fen_max IS 'How far below zero refunds of settled sales may take what the city owes this merchant, '
+    'in each bucket: a till looks at one bucket only.';
 
 CREATE TABLE terminal (
     terminal_no  integer PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
@@ -324,14 +325,22 @@ CREATE VIEW posting AS
       FROM refund f JOIN stock s USING (stock_no) JOIN round d USING (round_no);
 COMMENT ON VIEW posting IS 'Every movement of money there ever was, with both accounts. The audit reads this and nothing derived.';
 
+CREATE VIEW last_closed AS
+    SELECT b::smallint AS bucket, coalesce((SELECT max(c.day) FROM day_close c WHERE c.bucket = b), '-infinity') AS day
+      FROM city, generate_series(0, buckets - 1) AS b;
+COMMENT ON VIEW last_closed IS 'The last closed day of each bucket.';
+
+-- The least of the closed days is asked for apart, so that the index on days can leave old pages out.
 CREATE VIEW open_day_posting AS
     SELECT r.bucket, d.campaign_no, r.merchant_no, r.subsidy_fen AS redeemed_fen, 0::bigint AS refunded_fen, 0::bigint AS restored_fen
-      FROM redemption r JOIN stock s USING (stock_no) JOIN round d USING (round_no)
-     WHERE r.booked_on > coalesce((SELECT max(c.day) FROM day_close c WHERE c.bucket = r.bucket), '-infinity')
+      FROM redemption r JOIN last_closed c ON c.bucket = r.bucket AND r.booked_on > c.day
+      JOIN stock s USING (stock_no) JOIN round d USING (round_no)
+     WHERE r.booked_on > (SELECT min(day) FROM last_closed)
     UNION ALL
     SELECT f.bucket, d.campaign_no, f.merchant_no, 0, f.subsidy_fen, CASE WHEN f.credit = 'ISSUED' THEN f.subsidy_fen ELSE 0 END
-      FROM refund f JOIN stock s USING (stock_no) JOIN round d USING (round_no)
-     WHERE f.booked_on > coalesce((SELECT max(c.day) FROM day_close c WHERE c.bucket = f.bucket), '-infinity');
+      FROM refund f JOIN last_closed c ON c.bucket = f.bucket AND f.booked_on > c.day
+      JOIN stock s USING (stock_no) JOIN round d USING (round_no)
+     WHERE f.booked_on > (SELECT min(day) FROM last_closed);
 COMMENT ON VIEW open_day_posting IS 'The tail: what tills moved on days not yet closed.';
 
 CREATE VIEW balance AS
@@ -402,6 +411,9 @@ CREATE TRIGGER post_to_accounts AFTER INSERT ON transfer
 
 -- ---------------------------------------------------------------- functions to write
 
+-- Advisory locks, all of them: 4817 a bucket, 4818 the drain of a shard (and, as a single number, the cases of
+-- anti-fraud), 4819 the settlement of a campaign, 4821 loading a campaign, 4822 publishing a round.
+--
 -- One writer a bucket at a time. Requests arrive in batches, so the wait is one group commit, and
 -- in return no two checkouts, refunds, expiries or day closes of a bucket ever overlap.
 CREATE FUNCTION lock_bucket(p_bucket smallint) RETURNS void
@@ -528,13 +540,14 @@ BEGIN
     SELECT j.item, j.outcome, j.goes_to, coalesce(j.earlier_at, p_at) FROM judged j;
 END $$;
 
--- How much more of already settled sales may be refunded at a merchant before it owes the city more
--- than agreed. Refunds of sales of an open day do not count: each takes back its own sale and no more.
+-- How much more of the sales of closed days may be refunded at a merchant before it owes the city more than
+-- agreed. What it is owed for closed days is no room: a batch may be paying that out right now. Refunds of
+-- sales of an open day do not count: each takes back its own sale and no more.
 CREATE FUNCTION refund_room_fen(p_bucket smallint, p_merchant_no integer, p_first_open date) RETURNS bigint
     LANGUAGE sql STABLE AS $$
     SELECT ((SELECT m.refund_debt_fen_max FROM merchant m WHERE m.merchant_no = p_merchant_no)
-         + coalesce((SELECT sum(a.credits_fen - a.debits_fen) FROM account a
-                      WHERE a.bucket = p_bucket AND a.merchant_no = p_merchant_no AND a.kind = 'PAYABLE'), 0)
+         + least(0, coalesce((SELECT sum(a.credits_fen - a.debits_fen) FROM account a
+                      WHERE a.bucket = p_bucket AND a.merchant_no = p_merchant_no AND a.kind = 'PAYABLE'), 0))
          - coalesce((SELECT sum(f.subsidy_fen) FROM refund f
                        JOIN redemption r ON r.bucket = f.bucket AND r.voucher_id = f.voucher_id AND r.attempt = f.attempt
                       WHERE f.bucket = p_bucket AND f.merchant_no = p_merchant_no AND f.booked_on >= p_first_open
@@ -673,6 +686,6 @@ GRANT EXECUTE ON FUNCTION account_bucket, account_merchant
 ALTER TABLE transfer ENABLE ROW LEVEL SECURITY;
 CREATE POLICY read_all ON transfer FOR SELECT USING (true);
 CREATE POLICY issuer_issues ON transfer FOR INSERT TO hanquan_issuer WITH CHECK (kind = 'ISSUE');
-CREATE POLICY operator_funds ON transfer FOR INSERT TO hanquan_operator WITH CHECK (kind IN ('FUND', 'RETURN'));
+CREATE POLICY operator_funds ON transfer FOR INSERT TO hanquan_operator WITH CHECK (kind = 'FUND');
 CREATE POLICY finance_settles ON transfer FOR INSERT TO hanquan_finance
     WITH CHECK (kind IN ('SUSPEND', 'CLEAR'));

@@ -32,16 +32,17 @@ UPDATE drain_position SET position = CASE position WHEN '0-0' THEN '0' ELSE '0-0
 
 -- name: lock_publishing
 -- One worker at a time brings a round into Valkey.
-SELECT pg_advisory_xact_lock(4819, $1);
+SELECT pg_advisory_xact_lock(4822, $1);
 
 -- name: voucher_by_request
--- The voucher that a partner's request number of one person brought, with how it stands.
+-- The voucher that a partner's request number of one person brought, with how it stands; the newest, if a later round brought another.
 SELECT v.voucher_id, v.stock_no, v.claimed_at, v.out_request_no, use.attempt IS NOT NULL AS was_used, use.credit::text AS credit
   FROM voucher v
   LEFT JOIN LATERAL (SELECT r.attempt, f.credit FROM redemption r
         LEFT JOIN refund f ON f.bucket = r.bucket AND f.voucher_id = r.voucher_id AND f.attempt = r.attempt
         WHERE r.bucket = v.bucket AND r.voucher_id = v.voucher_id ORDER BY r.attempt DESC LIMIT 1) use ON true
- WHERE v.bucket = $1 AND v.request_key = $2 AND v.person = $3 AND v.out_request_no = $4;
+ WHERE v.bucket = $1 AND v.request_key = $2 AND v.person = $3 AND v.out_request_no = $4
+ ORDER BY v.voucher_id DESC LIMIT 1;
 
 -- name: voucher_by_id
 -- One voucher by its number, with how it stands.
