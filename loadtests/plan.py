@@ -17,8 +17,8 @@ class Partner(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     secret: str
     """HMAC: hex. RSA: the private key as PEM."""
     share: Positive
-    """Weight of this platform among the citizens. An RSA signature costs the load generator half a
-    millisecond, a hundred times an HMAC; give such a platform a share that the machine can bear."""
+    """Weight of this platform among the citizens. An RSA signature costs the load generator about
+    fifty times an HMAC; give such a platform a share that the machine can bear."""
 
 
 class Stock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

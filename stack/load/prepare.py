@@ -34,7 +34,7 @@ PLAN_KEYS_LIFE = timedelta(days=1)
 KNOWN_WITHIN_S, KNOCK_EVERY_S = 15.0, 0.3
 """Keys and stocks must be known to the issuer by then; it looks every few seconds."""
 SHARES = {Algorithm.HMAC: 4, Algorithm.RSA: 1}
-"""An RSA signature costs the load generator a hundred times an HMAC, so few citizens come that way."""
+"""An RSA signature costs the load generator about fifty times an HMAC, so few citizens come that way."""
 
 _queries = sql.load("load")
 

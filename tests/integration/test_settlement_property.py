@@ -94,7 +94,7 @@ class Model:
             if (one.sale.merchant_no, one.sale.bucket) == (merchant_no, bucket)
             and one.refunded_on and not self.is_closed(one.refunded_on) and self.is_closed(one.day)
         )  # fmt: skip
-        return DEBT_FEN_MAX + self.closed_payable()[merchant_no, bucket] - pending
+        return DEBT_FEN_MAX + min(0, self.closed_payable()[merchant_no, bucket]) - pending
 
     def accounts(self) -> dict[tuple[str, int, int], int]:
         """Every account that holds something: (kind, merchant, bucket) -> fen."""
