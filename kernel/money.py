@@ -9,7 +9,7 @@ AMOUNT_FEN_MAX = 10**12
 BP_WHOLE = 10_000
 """Shares are in hundredths of a percent and add up to this."""
 
-_YUAN = re.compile(r"([0-9]{1,10})(?:\.([0-9]{1,2}))?")
+_YUAN = re.compile(r"([0-9]{1,11})(?:\.([0-9]{1,2}))?")
 
 
 def format_yuan(fen: int) -> str:

@@ -15,7 +15,8 @@ from issuer.claim import ClaimRequest, Told
 from issuer.handlers import DESK
 from kernel.errors import Code
 from tests import stores
-from tests.city import NOON, City, Reply, a_campaign, a_round, a_stock, open_city, person
+from tests.city import City, Reply, open_city
+from tests.city_plan import NOON, a_campaign, a_round, a_stock, person
 
 QUANTITY = 60
 PEOPLE = 200

@@ -10,7 +10,8 @@ import pytest_asyncio
 
 from kernel.errors import Code
 from tests import stores
-from tests.city import City, Reply, open_city, person
+from tests.city import City, Reply, open_city
+from tests.city_plan import person
 
 PEOPLE = iter(range(100_000))
 TILLS = 100

@@ -9,19 +9,8 @@ import pytest_asyncio
 from kernel.errors import Code
 from redemption.handlers import TILL_BYTES_MAX
 from tests import stores
-from tests.city import (
-    BILL,
-    FACE,
-    FUNDED,
-    MINIMUM,
-    NOON,
-    City,
-    Reply,
-    assert_problem,
-    open_city,
-    person,
-    unchanged,
-)
+from tests.city import City, Reply, assert_problem, open_city, unchanged
+from tests.city_plan import BILL, FACE, FUNDED, MINIMUM, NOON, person
 from tests.hostile import (
     BAD_AMOUNTS,
     BAD_NUMBERS,

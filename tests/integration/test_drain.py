@@ -17,7 +17,8 @@ from kernel.ids import unpack_voucher_id
 from kernel.partitions import bucket_of, partition_of, shard_of
 from kernel.postgres import Connection
 from tests import stores
-from tests.city import NOON, City, a_campaign, a_round, a_stock, open_city, person, unchanged
+from tests.city import City, open_city, unchanged
+from tests.city_plan import NOON, a_campaign, a_round, a_stock, person
 
 LOG = log_key(0)
 

@@ -19,7 +19,8 @@ from kernel.errors import Broken, Code
 from kernel.postgres import Connection
 from stack.child import Child
 from tests import stores
-from tests.city import NOON, City, Reply, a_campaign, a_round, a_stock, open_city, person
+from tests.city import City, Reply, open_city
+from tests.city_plan import NOON, a_campaign, a_round, a_stock, person
 
 QUANTITY = 40
 CITY = a_campaign("small", a_round("noon", NOON, a_stock("small", quantity=QUANTITY), a_stock("other")))

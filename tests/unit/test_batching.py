@@ -1,6 +1,7 @@
 """The coalescer: together, in order, bounded, and never silent."""
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 
 import pytest
@@ -87,3 +88,34 @@ async def test_a_caller_that_went_away_disturbs_nobody() -> None:
     gone, stays = desk.submit(1), desk.submit(2)
     gone.cancel()
     assert await stays == 4
+
+
+async def test_nobody_waits_longer_than_the_deadline_for_a_store_that_does_not_let_go() -> None:
+    """A batch that was given up may take its time to end; neither it nor who is behind it waits for that."""
+    held = asyncio.Event()
+
+    async def flush(items: Sequence[int]) -> list[int]:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(held.wait(), 1)
+        return []
+
+    desk: Coalescer[int, int] = Coalescer(flush, batch_max=1, queue_max=10, deadline_s=0.1)
+    first, second = desk.submit(1), desk.submit(2)
+    outcomes = await asyncio.wait_for(asyncio.gather(first, second, return_exceptions=True), 0.5)
+    assert [type(outcome) for outcome in outcomes] == [StoreDown, Overloaded]
+    held.set()
+    await desk.drained()
+
+
+@pytest.mark.parametrize("answers", [[], [2], [2, 4, 6]])
+async def test_a_store_that_answers_too_few_or_too_many_answers_nobody(answers: list[int]) -> None:
+    async def flush(items: Sequence[int]) -> list[int]:
+        return answers
+
+    desk: Coalescer[int, int] = Coalescer(flush, batch_max=10, queue_max=10, deadline_s=1)
+    futures = [desk.submit(1), desk.submit(2)]
+    outcomes = await asyncio.wait_for(asyncio.gather(*futures, return_exceptions=True), 1)
+    assert [type(outcome) for outcome in outcomes] == [Broken, Broken]

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import msgspec
 import pytest
@@ -25,7 +26,8 @@ from loadtests.latency import Histogram
 from loadtests.plan import Partner, Plan, PlanError, Stock, read_plan
 from loadtests.signing import Signer
 from loadtests.wall import OPEN_BEFORE_S, RUSH_S, Wall
-from stack.audit import ClaimTold, read_log
+from stack.audit import AuditReport, ClaimTold, ClientLogReport, StatementReport, Verdict, read_log
+from stack.load import verdict
 
 ROOT = Path(__file__).parents[2]
 NOW = datetime(2026, 7, 2, 4, 0, tzinfo=UTC)
@@ -342,6 +344,64 @@ def test_clients_see_too_many_and_too_few_and_whoever_has_more() -> None:
     assert not check_limit(book).violations
     book.read([line("x-1", code="X1", person="ab"), line("x-2", code="X2", person="ab")])
     assert check_limit(book).shown == ["wechat, person ab: X1, X2"]
+
+
+def statement(name: str, violations: int) -> StatementReport:
+    return StatementReport(
+        id=name,
+        sentence_en="",
+        sentence_zh="",
+        verdict=Verdict.BROKEN if violations else Verdict.HOLDS,
+        examined=1,
+        violations=violations,
+        shown=(f"{name} is broken",) * bool(violations),
+        remark_en=None,
+        remark_zh=None,
+        elapsed_ms=0,
+    )
+
+
+def weighed(broken: str = "", told: int = 0, seen: str = "") -> verdict.Verdict:
+    """Both audits as one, with one violation each of a statement of the ledger and of a clients' check."""
+    names = ("A1a", "A1b", "A1g", "A2a", "A2b")
+    books = AuditReport(taken_at=NOW, statements=tuple(statement(name, name == broken) for name in names), elapsed_s=0)
+    checks = [
+        {"id": name, "sentence": "", "examined": 1, "violations": int(name == seen), "shown": ["?"] * (name == seen)}
+        for name in ("one-code", "one-owner", "resolved", "kept", "oversold", "undersold", "limit")
+    ]
+    figures = msgspec.to_builtins(Book(PLAN).summed_up())
+    clients = msgspec.convert({"holds": not seen, "figures": figures, "checks": checks}, verdict.Clients)
+    log = ClientLogReport(violations=told, shown=["not there"] * bool(told))
+    return verdict.weigh(clients, books, log)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "found"),
+    [
+        ({"broken": "A1b"}, "oversold"),
+        ({"seen": "oversold", "broken": "A1b"}, "oversold"),
+        ({"broken": "A1g", "told": 1}, "undersold"),
+        ({"seen": "undersold"}, "undersold"),
+        ({"told": 1}, "missing"),
+        ({"seen": "kept"}, "missing"),
+        ({"seen": "resolved"}, "missing"),
+        ({"broken": "A2a"}, "doubled"),
+        ({"broken": "A2b"}, "doubled"),
+        ({"seen": "one-code"}, "doubled"),
+        ({"seen": "one-owner"}, "doubled"),
+        ({"seen": "limit"}, "doubled"),
+        ({"broken": "A1a"}, None),
+    ],
+)
+def test_every_wrong_fails_the_run_and_has_its_name(wrong: dict[str, Any], found: str | None) -> None:
+    whole = weighed(**wrong)
+    counts = {name: getattr(whole, name) for name in ("oversold", "undersold", "missing", "doubled")}
+    assert counts == {name: int(name == found) for name in counts}
+    assert whole.wrong and not whole.holds
+
+
+def test_a_sound_run_holds() -> None:
+    assert weighed().holds
 
 
 @pytest.mark.parametrize(
