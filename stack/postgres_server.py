@@ -37,6 +37,7 @@ SETTINGS: Mapping[str, str] = {
     "max_wal_size": "2GB",
     "checkpoint_timeout": "10min",
     "checkpoint_completion_target": "0.9",
+    "autovacuum_naptime": "5s",  # a round fills its tables within a minute
     "random_page_cost": "1.1",
     "jit": "off",  # short statements only: compiling them costs more than it saves
     "timezone": "UTC",
