@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from importlib.resources import files
 from typing import Any
 
@@ -19,6 +20,7 @@ from kernel.errors import Broken, Code, StoreDown
 HASH_ENTRIES = 96
 """How full a small hash of a round gets; below Valkey's listpack limit, so an entry costs its bytes."""
 RESTORE_PAGE = 2_000
+NOT_YET = timedelta(microseconds=999)
 SERIAL_GAP = 1 << 20
 """Serials passed over when a round is restored: numbers of wins that were lost before the drain saw them.
 Somebody may hold such a code; it must never become another person's voucher."""
@@ -161,7 +163,7 @@ def fresh_round(stocks: Sequence[Offered], shard: int, shards: int, offset_ms: i
     first = stocks[0]
     return PublishedRound(
         round_no=first.round_no,
-        opens_ms=to_ms(first.opens_at),
+        opens_ms=to_ms(first.opens_at + NOT_YET),  # rounded up: not a part of a millisecond too early
         closes_ms=to_ms(first.closes_at),
         offset_ms=offset_ms,
         limit=first.per_person_and_partner_limit,

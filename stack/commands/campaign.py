@@ -135,7 +135,7 @@ def _print_complaints(file: str, complaints: tuple[Complaint, ...]) -> None:
     for complaint in complaints[:SHOWN_MAX]:
         table.add_row(str(complaint.line), _plain(complaint.path), _plain(complaint.message))
     count = "1 complaint" if len(complaints) == 1 else f"{len(complaints)} complaints"
-    out.print(f"{_plain(file)}: {count}\n")
+    out.print(f"{_plain(file)}: {count}\n", soft_wrap=True)
     out.print(table)
     if len(complaints) > SHOWN_MAX:
         out.print(f"\nand {len(complaints) - SHOWN_MAX} more")

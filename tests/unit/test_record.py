@@ -1,10 +1,13 @@
 """How a claim is packed for the script: what goes in comes out, and what stands for it is the same everywhere."""
 
+from datetime import UTC, datetime, timedelta
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from antifraud.gate import digest_person
+from issuer.catalogue import Offered
 from issuer.keys import hash_bucket
 from issuer.record import (
     NO_DEVICE,
@@ -20,6 +23,8 @@ from issuer.record import (
     unpack_answer,
     unpack_wins,
 )
+from issuer.stock import fresh_round
+from kernel.clock import from_ms
 from kernel.ids import SERIAL_MAX, unpack_voucher_id
 from kernel.partitions import partition_of
 
@@ -100,3 +105,25 @@ def test_a_hash_bucket_is_one_of_them(digest: bytes, buckets: int) -> None:
 def test_no_device_is_no_device(token: str | None) -> None:
     assert device_digest(token) == NO_DEVICE
     assert device_digest("0" * 32) != NO_DEVICE
+
+
+def test_a_round_opens_not_a_part_of_a_millisecond_too_early() -> None:
+    opens_at = datetime(2020, 4, 23, 4, 0, 0, 998_001, tzinfo=UTC)
+    stock = Offered(
+        stock_no=1,
+        stock_id="s",
+        round_no=1,
+        campaign_no=1,
+        partner_no=1,
+        quantity=10,
+        face_value_fen=2_000,
+        funded_fen=2_000,
+        transaction_minimum_fen=6_000,
+        valid_from=opens_at,
+        valid_until=opens_at + timedelta(days=7),
+        paused=False,
+        opens_at=opens_at,
+        closes_at=opens_at + timedelta(hours=1),
+        per_person_and_partner_limit=1,
+    )
+    assert from_ms(fresh_round([stock], 0, 1, 0).opens_ms) >= opens_at
