@@ -10,6 +10,7 @@ import msgspec
 from cyclopts import App, Parameter
 from rich.table import Table
 
+from issuer.campaign.catalogue import CampaignCatalogue, read_catalogue
 from issuer.campaign.complaints import Complaint
 from issuer.campaign.exposure import largest_exposure
 from issuer.campaign.kinds import format_percent
@@ -19,7 +20,7 @@ from issuer.campaign.model import Campaign, Round
 from issuer.campaign.money_rules import expected_spending_fen
 from issuer.campaign.read import Refused, read_campaign
 from issuer.campaign.shipped import shipped_document, shipped_names
-from kernel.clock import open_clock
+from kernel.clock import CITY_ZONE, open_clock
 from kernel.money import format_yuan
 from stack.console import Data, out, run
 from stack.data_folder import DEFAULT, DataFolder
@@ -96,6 +97,32 @@ def load(file: str, /, *, data: Data = DEFAULT) -> int:
         out.print(f"loaded {loaded.campaign_id}: {len(loaded.round_nos)} rounds, {len(loaded.stock_nos)} stocks")
         out.print("give each partner a key with: ./hanquan enrol partner PARTNER_ID")
     return 0
+
+
+@app.command(name="list")
+def list_(*, data: Data = DEFAULT) -> None:
+    """List what the running stack has to hand out: every round that was loaded, with its vouchers and budget."""
+    catalogue = run(_read_loaded(Reach(DataFolder(data))))
+    if catalogue is not None:
+        out.print(_loaded(catalogue))
+
+
+async def _read_loaded(reach: Reach) -> CampaignCatalogue:
+    conn = await asyncpg.connect(reach.dsn("hanquan_operator"))
+    try:
+        return await read_catalogue(conn)
+    finally:
+        await conn.close()
+
+
+def _loaded(catalogue: CampaignCatalogue) -> Table:
+    table = _table("campaign", "round", "opens", "closes", "vouchers", ">", "budget, yuan", ">")
+    for each in catalogue.rounds.values():
+        opens, closes = (f"{at.astimezone(CITY_ZONE):%F %R}" for at in (each.opens_at, each.closes_at))
+        vouchers = sum(stock.quantity for stock in catalogue.stocks_of(each.round_no))
+        budget = format_yuan(each.budget_fen)
+        table.add_row(each.campaign_id, each.round_id, opens, closes, f"{vouchers:,}", budget)
+    return table
 
 
 async def _load(reach: Reach, campaign: Campaign, document: str) -> LoadedCampaign:
