@@ -1,29 +1,39 @@
 """Claim a voucher: the use case behind POST /v1/claims and /v1/claims:batch."""
 
 import asyncio
-from collections.abc import Sequence
-from datetime import datetime, timedelta
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from antifraud.gate import ClaimSignal, SignalWriter
-from issuer.catalogue import Catalogue, Offered
-from issuer.record import NO_DEVICE, Claim, device_digest
+from issuer import metrics
+from issuer.card import Card, card_of
+from issuer.catalogue import Catalogue, Offered, Round
+from issuer.moves import Fetched, Wanted
+from issuer.record import NO_DEVICE, Claim, claim_of, device_digest
+from issuer.soldout import SoldOut
 from issuer.stock import Denied, Granted, StockStore
+from issuer.words import SHARD_AWAY, SOLD_OUT, Told, Words
 from kernel.batching import Coalescer
-from kernel.clock import Clock, from_ms, rfc3339
+from kernel.clock import Clock, to_ms
 from kernel.codes import CodeBook
-from kernel.errors import Code, HanquanError, Refusal
-from kernel.ids import RequestNo, Token, pack_voucher_id
-from kernel.partitions import partition_of, shard_of
+from kernel.errors import Code, HanquanError, Overloaded, Refusal, StoreDown
+from kernel.ids import RequestNo, Token
+from kernel.partitions import shard_of
+
+__all__ = ["BATCH_MAX", "ClaimDesk", "ClaimRequest", "Told", "claim_signal"]
 
 BATCH_MAX = 1_000
-QUEUE_MAX = 20_000
+QUEUE_MAX = 5_000
+"""Claims of one partner that wait for their turn on one shard."""
 DEADLINE_S = 5.0
+REFILLS_MAX = 50
+"""How often a call fetches units from other shards and asks again, before it says that it cannot tell."""
 
 
 class ClaimRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One claim as a partner sends it."""
+    """One claim as a partner sends it. `stock_id` names a stock or a pack."""
 
     out_request_no: RequestNo
     stock_id: str
@@ -31,37 +41,41 @@ class ClaimRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     device_token: Token | None = None
 
 
-class ClaimAnswer(msgspec.Struct, frozen=True):
-    """A granted claim as the partner is told, every time it asks."""
-
-    out_request_no: str
-    stock_id: str
-    voucher_code: str
-    state: str
-    face_value_fen: int
-    transaction_minimum_fen: int
-    claimed_at: str
-    valid_from: str
-    valid_until: str
-
-
-class Told(msgspec.Struct, frozen=True):
-    """A granted claim's answer, and whether it was given before."""
-
-    answer: ClaimAnswer
-    replayed: bool
-
-
 class ClaimDesk:
     """Takes claims, sends those that arrive together to their shard together, words the answers."""
 
-    def __init__(self, store: StockStore, codes: CodeBook, clock: Clock, signals: SignalWriter, shards: int) -> None:
-        self._codes = codes
+    def __init__(
+        self,
+        store: StockStore,
+        codes: CodeBook,
+        clock: Clock,
+        signals: SignalWriter,
+        shards: int,
+        sold_out: SoldOut | None = None,
+    ) -> None:
+        self.words = Words(codes, clock)
+        self._store = store
         self._clock = clock
         self._signals = signals
         self._shards = shards
-        self._desks = [_shard_desk(store, shard) for shard in range(shards)]
-        self.catalogue = Catalogue({}, {}, 1, shards)
+        self._sold_out = sold_out
+        self._desks = [self._shard_desk(shard) for shard in range(shards)]
+        self._cards: Mapping[str, Card] = {}
+        self.catalogue = Catalogue({}, {}, {}, 1, shards)
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """What is on offer."""
+        return self._catalogue
+
+    @catalogue.setter
+    def catalogue(self, catalogue: Catalogue) -> None:
+        known = self._cards
+        self._cards = {
+            offer_id: known[offer_id] if offer_id in known and known[offer_id].offer == offer else card_of(offer)
+            for offer_id, offer in catalogue.offers.items()
+        }
+        self._catalogue = catalogue
 
     @property
     def depth(self) -> int:
@@ -72,156 +86,148 @@ class ClaimDesk:
         """Returns when no claim is under way."""
         await asyncio.gather(*(desk.drained() for desk in self._desks))
 
+    def card(self, partner_no: int, stock_id: str) -> Card | None:
+        """The card of an offer that is this partner's."""
+        card = self._cards.get(stock_id)
+        return card if card is not None and card.offer.partner_no == partner_no else None
+
     async def claim(self, partner_no: int, request: ClaimRequest) -> Told | Refusal:
         """One claim, durable when this returns. Raises Unavailable when the outcome is not known."""
-        stock = self._stock_of(partner_no, request.stock_id)
-        if isinstance(stock, Refusal):
-            return stock
-        claim = _claim_of(stock, request)
-        return self._word(stock, claim, await self._submit(claim))
+        claim = self._read(partner_no, request)
+        if isinstance(claim, Refusal):
+            metrics.refused(partner_no, claim)
+            return claim
+        try:
+            return await self._desk_of(claim).submit(claim, partner_no)
+        except Overloaded:
+            metrics.overloaded(partner_no)
+            raise
 
     async def claim_all(self, partner_no: int, requests: Sequence[ClaimRequest]) -> list[Told | Refusal]:
         """Many claims, each on its own: an item whose outcome is not known is refused as SYSTEM_BUSY."""
-        futures: list[tuple[Offered, Claim, asyncio.Future[Granted | Denied]] | Refusal] = []
-        for request in requests:
-            stock = self._stock_of(partner_no, request.stock_id)
-            if isinstance(stock, Refusal):
-                futures.append(stock)
-                continue
-            claim = _claim_of(stock, request)
-            try:
-                futures.append((stock, claim, self._submit(claim)))
-            except HanquanError as error:
-                futures.append(_busy(error))
-        return [await self._settled(item) for item in futures]
+        answers: list[Told | Refusal] = [_BUSY] * len(requests)
+        by_shard: dict[int, list[tuple[int, Claim]]] = defaultdict(list)
+        for at, request in enumerate(requests):
+            claim = self._read(partner_no, request)
+            if isinstance(claim, Refusal):
+                metrics.refused(partner_no, claim)
+                answers[at] = claim
+            else:
+                by_shard[shard_of(claim.partition, self._shards)].append((at, claim))
+        told = await asyncio.gather(*(self._ask(shard, partner_no, asked) for shard, asked in by_shard.items()))
+        for asked, outcomes in zip(by_shard.values(), told, strict=True):
+            for (at, _), outcome in zip(asked, outcomes, strict=True):
+                answers[at] = outcome
+        return answers
 
-    async def _settled(
-        self, item: "tuple[Offered, Claim, asyncio.Future[Granted | Denied]] | Refusal"
-    ) -> Told | Refusal:
-        if isinstance(item, Refusal):
-            return item
-        stock, claim, future = item
+    async def _ask(self, shard: int, partner_no: int, asked: Sequence[tuple[int, Claim]]) -> Sequence[Told | Refusal]:
         try:
-            return self._word(stock, claim, await future)
+            return await self._desks[shard].submit_all([claim for _, claim in asked], partner_no)
         except HanquanError as error:
-            return _busy(error)
+            if isinstance(error, Overloaded):
+                metrics.overloaded(partner_no, len(asked))
+            return [Refusal(code=Code.SYSTEM_BUSY, detail=str(error), retry_after_s=1)] * len(asked)
 
-    def _submit(self, claim: Claim) -> "asyncio.Future[Granted | Denied]":
-        return self._desks[shard_of(partition_of(claim.person), self._shards)].submit(claim)
-
-    def _stock_of(self, partner_no: int, stock_id: str) -> Offered | Refusal:
-        stock = self.catalogue.by_id.get(stock_id)
-        if stock is None or stock.partner_no != partner_no:
+    def _read(self, partner_no: int, request: ClaimRequest) -> Claim | Refusal:
+        card = self.card(partner_no, request.stock_id)
+        if card is None:
             return _NO_STOCK
-        return stock
+        if card.offer.is_granted:
+            return _GRANT_ONLY
+        if self._sold_out is not None and self._sold_out.is_final(card.offer, request.out_request_no):
+            metrics.sold_out_from_memory(partner_no)
+            return SOLD_OUT
+        device = device_digest(request.device_token) if request.device_token else NO_DEVICE
+        return claim_of(card, bytes.fromhex(request.person_token), device, request.out_request_no)
 
-    def _word(self, stock: Offered, claim: Claim, outcome: Granted | Denied) -> Told | Refusal:
-        if isinstance(outcome, Denied):
-            self._signal_refusal(claim, outcome)
-            return self._refuse(stock, outcome)
-        return Told(self.answer(stock, claim.person, claim.out_request_no, outcome), outcome.replayed)
+    def _desk_of(self, claim: Claim) -> Coalescer[Claim, Told | Refusal]:
+        return self._desks[shard_of(claim.partition, self._shards)]
 
-    def answer(self, stock: Offered, person: bytes, out_request_no: str, granted: Granted) -> ClaimAnswer:
-        """The words for a granted claim; the same each time."""
-        voucher_id = pack_voucher_id(stock.round_no, partition_of(person), granted.serial)
-        return ClaimAnswer(
-            out_request_no=out_request_no,
-            stock_id=stock.stock_id,
-            voucher_code=self._codes.encode(voucher_id),
-            state="EFFECTIVE",
-            face_value_fen=stock.face_value_fen,
-            transaction_minimum_fen=stock.transaction_minimum_fen,
-            claimed_at=rfc3339(from_ms(granted.claimed_ms)),
-            valid_from=rfc3339(stock.valid_from),
-            valid_until=rfc3339(stock.valid_until),
-        )
+    def _shard_desk(self, shard: int) -> Coalescer[Claim, Told | Refusal]:
+        async def flush(claims: Sequence[Claim]) -> Sequence[Told | Refusal]:
+            outcomes = await metrics.counted(claims, self.decide(shard, claims))
+            self._signal_refusals(claims, outcomes)
+            return self.words.answers(claims, outcomes)
 
-    def _refuse(self, stock: Offered, denied: Denied) -> Refusal:
-        now = self._clock.now()
-        # Rounds are published shortly before they open, and not again when their vouchers have run out.
-        unpublished = denied.code is Code.SYSTEM_BUSY
-        if denied.code is Code.NOT_STARTED or (unpublished and now < stock.opens_at):
-            wait = max(stock.opens_at - now, timedelta())
-            return Refusal(
-                code=Code.NOT_STARTED,
-                detail=f"the round opens at {rfc3339(stock.opens_at)}",
-                retry_after_s=-(-wait // timedelta(seconds=1)),
-            )
-        if denied.code is Code.ENDED or (unpublished and now >= stock.closes_at):
-            return Refusal(code=Code.ENDED, detail=f"the round closed at {rfc3339(stock.closes_at)}")
-        return _REFUSALS[denied]
+        return Coalescer(flush, batch_max=BATCH_MAX, queue_max=QUEUE_MAX, deadline_s=DEADLINE_S)
 
-    def _signal_refusal(self, claim: Claim, denied: Denied) -> None:
-        if denied.code in _SIGNALLED:
-            self._signals.offer(claim_signal(claim, self._clock.now_ms(), denied.rule or denied.code))
+    async def decide(self, shard: int, claims: Sequence[Claim]) -> list[Granted | Denied]:
+        """What the store says of claims of one shard; where it is dry, after it got what others have left."""
+        outcomes = await self._claim(shard, claims)
+        if self._shards == 1:
+            return outcomes
+        for _ in range(REFILLS_MAX):
+            dry = [at for at, outcome in enumerate(outcomes) if is_dry(outcome)]
+            if not dry:
+                return outcomes
+            try:
+                final = await self._refill(shard, [(claims[at].card, outcomes[at]) for at in dry])
+                again = [at for at, outcome in zip(dry, final, strict=True) if outcome is None]
+                told = await self._claim(shard, [claims[at] for at in again]) if again else []
+            except StoreDown:
+                break
+            for at, outcome in (*zip(dry, final, strict=True), *zip(again, told, strict=True)):
+                if outcome is not None:
+                    outcomes[at] = outcome
+        return [SHARD_AWAY if is_dry(outcome) else outcome for outcome in outcomes]
+
+    async def _claim(self, shard: int, claims: Sequence[Claim]) -> list[Granted | Denied]:
+        return await metrics.timed(shard, self._store.claim(shard, claims))
+
+    async def _refill(self, shard: int, dry: Sequence[tuple[Card, Granted | Denied]]) -> list[Denied | None]:
+        """For each claim that found its shard dry: None when there may be something now, else the refusal."""
+        times = Counter(card.offer.offer_id for card, _ in dry)
+        found: dict[str, Denied | None] = {}
+        for card, outcome in dry:
+            offer_id = card.offer.offer_id
+            if offer_id not in found:
+                found[offer_id] = await self._fetch(shard, card.offer, outcome, times[offer_id])
+        return [found[card.offer.offer_id] for card, _ in dry]
+
+    async def _fetch(self, shard: int, offer: Offered, outcome: Granted | Denied, times: int) -> Denied | None:
+        is_held = isinstance(outcome, Denied) and outcome.again_ms > 0
+        for part in offer.parts:
+            units = part.quantity * times
+            wanted = Wanted(offer.round.round_no, part.stock.stock_no, part.quantity, units, is_held)
+            if await self._store.moves.fetch(wanted, shard, self._shards) is not Fetched.MOVED:
+                return Denied(Code.SOLD_OUT, "EVERYWHERE", next_release_ms(offer.round, self._clock.now_ms()))
+        return None
+
+    def _signal_refusals(self, claims: Sequence[Claim], outcomes: Sequence[Granted | Denied]) -> None:
+        for claim, outcome in zip(claims, outcomes, strict=True):
+            if isinstance(outcome, Denied) and outcome.code in _SIGNALLED:
+                self._signals.offer(claim_signal(claim, self._clock.now_ms(), outcome.rule or outcome.code))
+
+
+def is_dry(outcome: Granted | Denied) -> bool:
+    """Whether a shard had nothing, which says nothing of the others."""
+    return isinstance(outcome, Denied) and outcome.code is Code.SOLD_OUT and outcome.rule is None
+
+
+def next_release_ms(round_: Round, now_ms: int) -> int:
+    """Campaign time at which a round releases more; 0 when it does not."""
+    opens_ms = to_ms(round_.opens_at)
+    later = [opens_ms + after_s * 1000 for after_s, _ in round_.stages if opens_ms + after_s * 1000 > now_ms]
+    return min(later, default=0)
 
 
 def claim_signal(claim: Claim, at_ms: int, outcome: str) -> ClaimSignal:
-    """A claim as anti-fraud hears of it."""
+    """A refused claim as anti-fraud hears of it."""
     return ClaimSignal(
         at_ms=at_ms,
         person=claim.person.hex(),
         device=None if claim.device == NO_DEVICE else claim.device.hex(),
-        partner_no=claim.partner_no,
-        stock_no=claim.stock_no,
+        partner_no=claim.card.offer.partner_no,
+        stock_no=claim.card.offer.parts[0].stock.stock_no,
         outcome=outcome,
     )
 
 
-def state_of(valid_until: datetime, now: datetime, was_used: bool, credit: str | None) -> str:
-    """A voucher's state in the vocabulary partners know, from its last use and that use's refund."""
-    if was_used and credit is None:
-        return "USED"
-    if credit == "RETURNED":
-        return "RETURNED"
-    return "EXPIRED" if now >= valid_until else "EFFECTIVE"
-
-
-def _shard_desk(store: StockStore, shard: int) -> Coalescer[Claim, Granted | Denied]:
-    async def flush(claims: Sequence[Claim]) -> Sequence[Granted | Denied]:
-        return await store.claim(shard, claims)
-
-    return Coalescer(flush, batch_max=BATCH_MAX, queue_max=QUEUE_MAX, deadline_s=DEADLINE_S)
-
-
-def _claim_of(stock: Offered, request: ClaimRequest) -> Claim:
-    return Claim(
-        round_no=stock.round_no,
-        stock_no=stock.stock_no,
-        partner_no=stock.partner_no,
-        person=bytes.fromhex(request.person_token),
-        device=device_digest(request.device_token),
-        out_request_no=request.out_request_no,
-    )
-
-
-def _busy(error: HanquanError) -> Refusal:
-    return Refusal(code=Code.SYSTEM_BUSY, detail=str(error), retry_after_s=1)
-
-
 _SIGNALLED = {Code.REQUEST_BLOCKED, Code.FREQUENCY_LIMITED, Code.RULE_LIMIT}
+_BUSY = Refusal(code=Code.SYSTEM_BUSY, detail="the outcome is not known", retry_after_s=1)
 _NO_STOCK = Refusal(
     code=Code.RESOURCE_NOT_EXISTS, detail="there is no such stock, or it is not yours", pointer="stock_id"
 )
-_REFUSALS = {
-    Denied(Code.IDEMPOTENCY_MISMATCH): Refusal(
-        code=Code.IDEMPOTENCY_MISMATCH,
-        detail="this out_request_no was used with another stock or person; take a new number for a new claim",
-        pointer="out_request_no",
-    ),
-    Denied(Code.PAUSED): Refusal(code=Code.PAUSED, detail="the city has paused this stock", retry_after_s=5),
-    Denied(Code.SYSTEM_BUSY): Refusal(code=Code.SYSTEM_BUSY, detail="the round is not published yet", retry_after_s=1),
-    Denied(Code.SOLD_OUT): Refusal(code=Code.SOLD_OUT, detail="all vouchers of this stock are taken"),
-    Denied(Code.USER_ALREADY_CLAIMED): Refusal(
-        code=Code.USER_ALREADY_CLAIMED, detail="this person already has a voucher of this round from you"
-    ),
-    Denied(Code.REQUEST_BLOCKED): Refusal(
-        code=Code.REQUEST_BLOCKED, detail="claims of this person are blocked for risk; they can appeal to the city"
-    ),
-    Denied(Code.FREQUENCY_LIMITED): Refusal(
-        code=Code.FREQUENCY_LIMITED, detail="this person tries too often", retry_after_s=2
-    ),
-    Denied(Code.RULE_LIMIT, "DEVICE_LIMIT"): Refusal(
-        code=Code.RULE_LIMIT, rule="DEVICE_LIMIT", detail="as many people as share one phone already claimed with it"
-    ),
-}
+_GRANT_ONLY = Refusal(
+    code=Code.RULE_LIMIT, rule="GRANT_ONLY", detail="the city hands these out to people it names", pointer="stock_id"
+)

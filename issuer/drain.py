@@ -7,29 +7,26 @@ only then is the log cut. A crash anywhere repeats work that was not committed, 
 
 import asyncio
 import contextlib
-from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
-from datetime import datetime
-from hashlib import sha256
+from io import BytesIO
 from typing import Any
 
 import asyncpg
 import structlog
 from aiohttp import web
-from prometheus_client import Counter, Gauge
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 import sql
-from antifraud.gate import SignalWriter
-from issuer import keys
+from antifraud.gate import ClaimSignal, SignalWriter
+from issuer import keys, metrics
+from issuer.carry import COLUMNS, Load, hash_of, load_of
 from issuer.catalogue import Catalogue
-from issuer.claim import claim_signal
-from issuer.record import Win, request_key, unpack_wins
+from issuer.record import NO_DEVICE, Win, unpack_wins
 from kernel.clock import Clock, from_ms, open_clock
-from kernel.errors import Broken
-from kernel.partitions import bucket_of, partition_of
+from kernel.errors import Broken, StoreDown
 from kernel.postgres import Connection, Pool, open_pool
+from kernel.scripts import await_replicas
 from kernel.settings import Settings
 from kernel.valkey import open_valkey
 from kernel.web import READY_CHECKS, new_app, run_service
@@ -38,18 +35,18 @@ ENTRIES_MAX = 64
 """Log entries read at once; each holds what one script call granted, up to 1,000 wins."""
 BLOCK_MS = 250
 RETRY_S = 0.5
-COLUMNS = ("voucher_id", "claimed_at", "request_key", "person", "stock_no", "bucket", "out_request_no")
 
 _queries = sql.load("drain")
-_drained = Counter("hanquan_drained_vouchers", "Vouchers carried into PostgreSQL", ("shard",))
-_lag = Gauge("hanquan_drain_lag_seconds", "Age of the youngest voucher when it was committed", ("shard",))
 log = structlog.get_logger()
 
 
 class Drain:
     """Drains one shard."""
 
-    def __init__(self, pool: Pool, valkey: Redis, signals: SignalWriter, clock: Clock, shard: int) -> None:
+    def __init__(
+        self, pool: Pool, valkey: Redis, signals: SignalWriter, clock: Clock, shard: int, replicas: int = 0
+    ) -> None:
+        self._replicas = replicas
         self._pool = pool
         self._valkey = valkey
         self._signals = signals
@@ -64,7 +61,14 @@ class Drain:
                 async with self._leading() as conn:
                     while True:
                         await self.drain_once(conn)
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, RedisError, TimeoutError) as error:
+            except (
+                asyncpg.PostgresError,
+                asyncpg.InterfaceError,
+                OSError,
+                RedisError,
+                StoreDown,
+                TimeoutError,
+            ) as error:
                 log.warning("drain_waits", shard=self._shard, error=f"{type(error).__name__}: {error}")
             except Exception:  # wins wait in the log until it is mended; a drain that ended would not tell
                 log.exception("drain_fails", shard=self._shard)
@@ -87,14 +91,18 @@ class Drain:
             return 0
         wins = [win for _, fields in entries for win in unpack_wins(fields[b"w"])]
         last: str = entries[-1][0].decode()
+        # What a failover could still take back must not get into the books.
+        key = keys.log_key(self._shard)
+        await await_replicas(self._valkey, keys.tag(self._shard), self._replicas, entry=(key, last))
         catalogue = await self._catalogue_with(wins)
+        load = load_of(wins, catalogue)
         async with conn.transaction():
-            await self._store(conn, catalogue, wins, last)
+            await self._store(conn, catalogue, load, last)
             if await conn.fetchval(_queries["move_position"], self._shard, position, last) is None:
                 raise Broken(f"shard {self._shard} was drained by two at once")
         await self._valkey.xtrim(keys.log_key(self._shard), minid=_after(last), approximate=False)
-        self._tell(wins)
-        return len(wins)
+        self._tell(wins, catalogue)
+        return sum(load.issued.values())
 
     async def _position(self, conn: Connection) -> str:
         await conn.execute(_queries["start_position"], self._shard)
@@ -111,65 +119,50 @@ class Drain:
         return entries[0] if entries and isinstance(entries[0], list) else entries
 
     async def _catalogue_with(self, wins: Sequence[Win]) -> Catalogue:
-        if self._catalogue is None or any(win.claim.stock_no not in self._catalogue.by_no for win in wins):
+        """The catalogue, read again when something won is not in it."""
+        known = self._catalogue.stocks if self._catalogue is not None else {}
+        if self._catalogue is None or any(no not in known for win in wins for no, _ in win.parts):
             self._catalogue = await Catalogue.read(self._pool)
         return self._catalogue
 
-    async def _store(self, conn: Connection, catalogue: Catalogue, wins: Sequence[Win], last: str) -> None:
-        await conn.copy_records_to_table(
-            "voucher", columns=COLUMNS, records=[_row(win, catalogue.buckets) for win in wins]
-        )
-        chunks: dict[tuple[int, int], list[Win]] = defaultdict(list)
-        for win in wins:
-            stock = catalogue.by_no[win.claim.stock_no]
-            chunks[bucket_of(partition_of(win.claim.person), catalogue.buckets), stock.campaign_no].append(win)
-        for (bucket, campaign_no), chunk in sorted(chunks.items()):
+    async def _store(self, conn: Connection, catalogue: Catalogue, load: Load, last: str) -> None:
+        await conn.copy_to_table("voucher", source=BytesIO(load.rows), columns=COLUMNS, format="binary")
+        for (bucket, campaign_no), chunk in sorted(load.chunks.items()):
             await conn.execute(
                 _queries["post_issue"],
                 bucket,
                 campaign_no,
-                sum(catalogue.by_no[win.claim.stock_no].funded_fen for win in chunk),
-                len(chunk),
-                hash_of(win.voucher_id for win in chunk),
+                chunk.amount_fen,
+                len(chunk.voucher_ids),
+                hash_of(chunk.voucher_ids),
                 f"shard {self._shard} log {last} campaign {campaign_no}",
-                _latest(chunk),
+                from_ms(chunk.latest_ms),
             )
+        stock_nos = sorted(load.issued)
+        await conn.execute(_queries["add_issued"], self._shard, stock_nos, [load.issued[no] for no in stock_nos])
         if catalogue.shards > 1:
-            await self._find_clashes(conn, catalogue, wins)
+            await self._find_clashes(conn, catalogue, load)
 
-    async def _find_clashes(self, conn: Connection, catalogue: Catalogue, wins: Sequence[Win]) -> None:
-        numbers = [request_key(win.claim.partner_no, win.claim.out_request_no) for win in wins]
-        ids = [win.voucher_id for win in wins]
-        await conn.execute(_queries["find_clashes"], ids, numbers, list(range(catalogue.buckets)), self._clock.now())
+    async def _find_clashes(self, conn: Connection, catalogue: Catalogue, load: Load) -> None:
+        ids = [number for chunk in load.chunks.values() for number in chunk.voucher_ids]
+        await conn.execute(_queries["lock_clashes"])
+        await conn.execute(_queries["find_clashes"], ids, list(range(catalogue.buckets)), self._clock.now())
 
-    def _tell(self, wins: Sequence[Win]) -> None:
-        _drained.labels(self._shard).inc(len(wins))
-        _lag.labels(self._shard).set((self._clock.now_ms() - wins[-1].claimed_ms) / 1000)
+    def _tell(self, wins: Sequence[Win], catalogue: Catalogue) -> None:
+        metrics.drained(self._shard, len(wins), (self._clock.now_ms() - wins[-1].claimed_ms) / 1000)
         for win in wins:
-            self._signals.offer(claim_signal(win.claim, win.claimed_ms, "GRANTED"))
+            self._signals.offer(_signal(win, catalogue.stocks[win.parts[0][0]].partner_no))
 
 
-def hash_of(voucher_ids: Any) -> bytes:
-    """SHA-256 over the voucher numbers of a chunk in ascending order, eight bytes each; an auditor can
-    tell by it which vouchers an ISSUE transfer stands for."""
-    return sha256(b"".join(number.to_bytes(8) for number in sorted(voucher_ids))).digest()
-
-
-def _row(win: Win, buckets: int) -> tuple[int, datetime, int, str, int, int, str]:
-    claim = win.claim
-    return (
-        win.voucher_id,
-        from_ms(win.claimed_ms),
-        request_key(claim.partner_no, claim.out_request_no),
-        claim.person.hex(),
-        claim.stock_no,
-        bucket_of(partition_of(claim.person), buckets),
-        claim.out_request_no,
+def _signal(win: Win, partner_no: int) -> ClaimSignal:
+    return ClaimSignal(
+        at_ms=win.claimed_ms,
+        person=win.person.hex(),
+        device=None if win.device == NO_DEVICE else win.device.hex(),
+        partner_no=partner_no,
+        stock_no=win.parts[0][0],
+        outcome="GRANTED",
     )
-
-
-def _latest(wins: Sequence[Win]) -> datetime:
-    return from_ms(max(win.claimed_ms for win in wins))
 
 
 def _after(entry_id: str) -> str:
@@ -186,10 +179,12 @@ async def make_app(settings: Settings) -> web.Application:
     pool = await open_pool(settings.postgres_dsn, size=shards + 1, command_timeout_s=60, name="drain")
     valkey = open_valkey(settings.valkey_url, connections=shards + 4)
     signals = SignalWriter(valkey)
+    replicas = settings.valkey_replicas_acked
 
     async def draining(app: web.Application) -> AsyncIterator[None]:
         async with signals:
-            tasks = [asyncio.create_task(Drain(pool, valkey, signals, clock, n).run()) for n in range(shards)]
+            tasks = [asyncio.create_task(Drain(pool, valkey, signals, clock, n, replicas).run()) for n in range(shards)]
+            tasks.append(asyncio.create_task(metrics.watch_logs(valkey, shards)))
             yield
             for task in tasks:
                 task.cancel()

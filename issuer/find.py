@@ -1,13 +1,16 @@
 """Find a voucher again: by its code, or by the request number that brought it."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 import sql
-from issuer.claim import ClaimAnswer, ClaimDesk, state_of
-from issuer.record import body_digest, request_key
+from issuer.card import card_of
+from issuer.claim import ClaimDesk
+from issuer.record import NO_DEVICE, claim_of, request_key
 from issuer.stock import StockStore
+from issuer.words import ClaimAnswer, state_of
 from kernel.clock import Clock, rfc3339
 from kernel.codes import CodeBook
 from kernel.errors import Code, Refusal
@@ -34,6 +37,15 @@ class VoucherAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
     valid_until: str = ""
 
 
+class PackAnswer(msgspec.Struct, frozen=True):
+    """A pack as its partner sees it: each voucher stands for itself."""
+
+    out_request_no: str
+    stock_id: str
+    claimed_at: str
+    vouchers: tuple[VoucherAnswer, ...]
+
+
 class Finder:
     """Looks in PostgreSQL, and for the last moments before the drain in Valkey."""
 
@@ -44,21 +56,24 @@ class Finder:
         self._codes = codes
         self._clock = clock
 
-    async def by_request(self, partner_no: int, out_request_no: str, person: bytes) -> VoucherAnswer | Refusal:
+    async def by_request(
+        self, partner_no: int, out_request_no: str, person: bytes
+    ) -> VoucherAnswer | PackAnswer | Refusal:
         """What a request number brought a person; RESOURCE_NOT_EXISTS when nothing."""
         catalogue = self._desk.catalogue
-        partition = partition_of(person)
-        row = await self._row(
-            "voucher_by_request",
-            bucket_of(partition, catalogue.buckets),
+        rows = await self._rows(
+            "vouchers_by_request",
+            bucket_of(partition_of(person), catalogue.buckets),
             request_key(partner_no, out_request_no),
             person.hex(),
             out_request_no,
         )
-        stock = None if row is None else catalogue.by_no.get(row["stock_no"])
-        if stock is not None and stock.partner_no == partner_no:
-            return self._word(row)
-        return await self._not_drained(partner_no, out_request_no, person)
+        stock = catalogue.stocks.get(rows[0]["stock_no"]) if rows else None
+        if stock is None or stock.partner_no != partner_no:
+            return await self._not_drained(partner_no, out_request_no, person)
+        if rows[0]["pack_no"] is None:
+            return self._word(rows[0])
+        return self._word_pack(rows)
 
     async def by_code(self, partner_no: int, code: str) -> VoucherAnswer | Refusal:
         """The voucher of a code. One answer for codes that never were and codes of other partners."""
@@ -66,31 +81,44 @@ class Finder:
         if voucher_id is None:
             return _NOT_FOUND
         bucket = bucket_of(unpack_voucher_id(voucher_id).partition, self._desk.catalogue.buckets)
-        row = await self._row("voucher_by_id", bucket, voucher_id)
-        stock = None if row is None else self._desk.catalogue.by_no.get(row["stock_no"])
+        rows = await self._rows("voucher_by_id", bucket, voucher_id)
+        stock = self._desk.catalogue.stocks.get(rows[0]["stock_no"]) if rows else None
         if stock is None:  # not drained yet, or of a round that this worker has not read yet
             return VoucherAnswer(voucher_code=self._codes.encode(voucher_id), state="CONFIRMING")
-        return self._word(row) if stock.partner_no == partner_no else _NOT_FOUND
+        return self._word(rows[0]) if stock.partner_no == partner_no else _NOT_FOUND
 
-    async def _row(self, name: str, *args: object) -> Any:
-        return await within(READ_DEADLINE_S, self._fetch_row(name, *args))
+    async def _rows(self, name: str, *args: object) -> Any:
+        return await within(READ_DEADLINE_S, self._fetch(name, *args))
 
-    async def _fetch_row(self, name: str, *args: object) -> Any:
+    async def _fetch(self, name: str, *args: object) -> Any:
         async with connected(self._pool) as conn:
-            return await conn.fetchrow(_queries[name], *args)
+            return await conn.fetch(_queries[name], *args)
 
-    async def _not_drained(self, partner_no: int, out_request_no: str, person: bytes) -> VoucherAnswer | Refusal:
+    async def _not_drained(
+        self, partner_no: int, out_request_no: str, person: bytes
+    ) -> VoucherAnswer | PackAnswer | Refusal:
         catalogue = self._desk.catalogue
         shard = shard_of(partition_of(person), catalogue.shards)
-        for round_no, stocks in sorted(catalogue.rounds().items(), reverse=True)[:_ROUNDS_ASKED]:
-            told = await self._store.told(shard, round_no, partner_no, out_request_no)
-            for stock in stocks if told else ():
-                if told and stock.partner_no == partner_no and told[0] == body_digest(stock.stock_no, person):
-                    return _confirming(self._desk.answer(stock, person, out_request_no, told[1]))
+        for round_no in sorted(catalogue.rounds, reverse=True)[:_ROUNDS_ASKED]:
+            cards = [card_of(offer) for offer in catalogue.offers_of(round_no) if offer.partner_no == partner_no]
+            claims = [claim_of(card, person, NO_DEVICE, out_request_no) for card in cards]
+            told = await self._store.told(shard, claims) if claims else None
+            if told is not None:
+                return _confirming(self._desk.words.answer(*told))
         return _NOT_FOUND
 
+    def _word_pack(self, rows: Sequence[Any]) -> PackAnswer:
+        first = rows[0]
+        packs = (offer for offer in self._desk.catalogue.offers.values() if offer.pack_no == first["pack_no"])
+        return PackAnswer(
+            out_request_no=first["out_request_no"],
+            stock_id=next(packs).offer_id,
+            claimed_at=rfc3339(first["claimed_at"]),
+            vouchers=tuple(map(self._word, rows)),
+        )
+
     def _word(self, row: Any) -> VoucherAnswer:
-        stock = self._desk.catalogue.by_no[row["stock_no"]]
+        stock = self._desk.catalogue.stocks[row["stock_no"]]
         return VoucherAnswer(
             voucher_code=self._codes.encode(row["voucher_id"]),
             state=state_of(stock.valid_until, self._clock.now(), row["was_used"], row["credit"]),
@@ -104,8 +132,18 @@ class Finder:
         )
 
 
-def _confirming(answer: ClaimAnswer) -> VoucherAnswer:
-    return msgspec.convert(msgspec.structs.asdict(answer) | {"state": "CONFIRMING"}, VoucherAnswer)
+def _confirming(answer: ClaimAnswer) -> VoucherAnswer | PackAnswer:
+    if not answer.vouchers:
+        return msgspec.convert(msgspec.structs.asdict(answer) | {"state": "CONFIRMING"}, VoucherAnswer)
+    vouchers = tuple(
+        msgspec.convert(
+            msgspec.structs.asdict(voucher)
+            | {"state": "CONFIRMING", "out_request_no": answer.out_request_no, "claimed_at": answer.claimed_at},
+            VoucherAnswer,
+        )
+        for voucher in answer.vouchers
+    )
+    return PackAnswer(answer.out_request_no, answer.stock_id, answer.claimed_at, vouchers)
 
 
 _NOT_FOUND = Refusal(code=Code.RESOURCE_NOT_EXISTS, detail="there is no such voucher, or it is not yours")

@@ -1,5 +1,9 @@
 """Names of the issuer's keys in Valkey. Every key of a shard carries its hash tag, so that on a cluster
-a person's limits, the stock they claim from and the log of it live on one node."""
+a person's limits, the stock they claim from and the log of it live on one node. The scripts in issuer/lua
+make the same names."""
+
+CAP_BUCKETS = 65_536
+"""Small hashes of a campaign's face caps on each shard; claim.lua has the same number."""
 
 
 def tag(shard: int) -> str:
@@ -8,8 +12,13 @@ def tag(shard: int) -> str:
 
 
 def round_key(shard: int, round_no: int) -> str:
-    """Hash: a round's window, limits and what is left of each stock."""
+    """Hash: a round's window, limits and offers."""
     return f"{tag(shard)}:round:{round_no}"
+
+
+def stock_key(shard: int, stock_no: int) -> str:
+    """Hash: what is left of a stock on this shard, and how it stands."""
+    return f"{tag(shard)}:stock:{stock_no}"
 
 
 def log_key(shard: int) -> str:
@@ -17,16 +26,31 @@ def log_key(shard: int) -> str:
     return f"{tag(shard)}:log"
 
 
+def out_key(shard: int, round_no: int) -> str:
+    """Hash: units of a round's stocks on their way from this shard to others."""
+    return f"{tag(shard)}:out:{round_no}"
+
+
 def request_key(shard: int, round_no: int, digest: bytes, hash_buckets: int) -> str:
-    """Hash that remembers the answer to a request number."""
+    """Set of the request numbers that won."""
     return f"{tag(shard)}:req:{round_no}:{hash_bucket(digest, hash_buckets)}"
 
 
 def person_key(shard: int, round_no: int, digest: bytes, hash_buckets: int) -> str:
-    """Hash that counts what a person has of a round."""
+    """Hash that holds what people won in a round."""
     return f"{tag(shard)}:who:{round_no}:{hash_bucket(digest, hash_buckets)}"
 
 
+def cap_key(shard: int, campaign_no: int, digest: bytes) -> str:
+    """Hash that adds up the face of what people won in a campaign."""
+    return f"{tag(shard)}:cap:{campaign_no}:{hash_bucket(digest, CAP_BUCKETS)}"
+
+
+def capped_key(shard: int, campaign_no: int) -> str:
+    """There once a shard's hashes hold all that people won in a campaign before."""
+    return f"{tag(shard)}:capped:{campaign_no}"
+
+
 def hash_bucket(digest: bytes, hash_buckets: int) -> int:
-    """Which of a round's small hashes a digest belongs to; claim.lua computes the same."""
+    """Which of the small hashes a digest belongs to; claim.lua computes the same."""
     return int.from_bytes(digest[:3]) % hash_buckets

@@ -1,48 +1,73 @@
-"""The one place that knows how a claim is packed for the script and how a win comes back.
+"""The one place that knows how a claim is packed for the script, how a win comes back, and how it is remembered.
 
 A claim is one string, so that a thousand of them are a thousand arguments and not seven thousand; the
 script looks at fixed places in it and appends the whole string to the log. See issuer/lua/claim.lua.
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 
 import msgspec
 
 from antifraud.gate import digest_device, digest_person
+from issuer.card import PART, Card
+from issuer.catalogue import Offered
 from kernel.ids import pack_voucher_id
 from kernel.partitions import partition_of
 
-_CLAIM = struct.Struct(">HIH8s8s8s8s16s")
+_BODY = struct.Struct(">8s8s8sI16sH")
+_WON = struct.Struct(">IdHHHB8s8s8sI16sHIB")
+"""A win in the log: serial, ms, length of the claim, then the claim up to its parts."""
 _WIN = struct.Struct(">Id")
-_LENGTH = struct.Struct(">H")
+_SHORT, _LONG = struct.Struct(">BI"), struct.Struct(">HII")
+_SLOT = struct.Struct(">HBB")
 NO_DEVICE = bytes(8)
+SHORT_SLOTS, SHORT_NUMBERS = 1 << 7, 1 << 24
 
 
 class Claim(msgspec.Struct, frozen=True):
     """One claim as the store decides it."""
 
-    round_no: int
-    stock_no: int
-    partner_no: int
+    card: Card
     person: bytes
     """16-byte token."""
+    partition: int
     device: bytes
     """8-byte digest, or `NO_DEVICE`."""
     out_request_no: str
 
 
-class Win(msgspec.Struct, frozen=True):
-    """One granted claim as the log tells it."""
+def claim_of(card: Card, person: bytes, device: bytes, out_request_no: str) -> Claim:
+    """A claim, with the person's partition."""
+    return Claim(card, person, partition_of(person), device, out_request_no)
 
-    claim: Claim
+
+class Win(msgspec.Struct, frozen=True):
+    """One granted claim as the log tells it.
+
+    serial   of its first voucher; the others of a pack follow
+    parts    (stock_no, quantity) in the order of their serials
+    """
+
+    round_no: int
+    slot: int
+    person: bytes
+    partition: int
+    device: bytes
+    request_key: int
+    parts: tuple[tuple[int, int], ...]
+    out_request_no: str
     serial: int
     claimed_ms: int
 
-    @property
-    def voucher_id(self) -> int:
-        return pack_voucher_id(self.claim.round_no, partition_of(self.claim.person), self.serial)
+    def vouchers(self) -> Iterator[tuple[int, int]]:
+        """(voucher_id, stock_no) of each."""
+        serial = self.serial
+        for stock_no, quantity in self.parts:
+            for _ in range(quantity):
+                yield pack_voucher_id(self.round_no, self.partition, serial), stock_no
+                serial += 1
 
 
 def device_digest(device_token: str | None) -> bytes:
@@ -60,35 +85,65 @@ def request_key(partner_no: int, out_request_no: str) -> int:
     return int.from_bytes(request_digest(partner_no, out_request_no), signed=True)
 
 
-def body_digest(stock_no: int, person: bytes) -> bytes:
-    """What makes two requests of one number the same: the stock and the person. A device token is
-    evidence that may be missing in a retry, so it does not count."""
-    return blake2b(stock_no.to_bytes(4) + person, digest_size=8).digest()
+def body_tag(card: Card, digest: bytes) -> int:
+    """Tells two requests of one person apart: by number, and by offer where the numbers are the same. A device
+    token is evidence that may be missing in a retry, so it does not count."""
+    return int.from_bytes(digest[:4]) ^ card.salt
 
 
 def pack_claim(claim: Claim) -> bytes:
     """The string that claim.lua reads."""
-    head = _CLAIM.pack(
-        claim.round_no,
-        claim.stock_no,
-        claim.partner_no,
-        digest_person(claim.person),
-        claim.device,
-        request_digest(claim.partner_no, claim.out_request_no),
-        body_digest(claim.stock_no, claim.person),
-        claim.person,
+    card, person = claim.card, claim.person
+    digest = request_digest(card.offer.partner_no, claim.out_request_no)
+    body = _BODY.pack(digest_person(person), claim.device, digest, body_tag(card, digest), person, claim.partition)
+    return b"".join((card.head, body, card.tail, claim.out_request_no.encode()))
+
+
+def pack_slots(offers: Sequence[Offered]) -> bytes:
+    """What the script knows of a round's offers, by slot: partner, group, and the group's limit."""
+    return b"".join(
+        _SLOT.pack(offer.partner_no, offer.group_no or 0, offer.round.groups.get(offer.group_no or 0, 0))
+        for offer in offers
     )
-    return head + claim.out_request_no.encode()
 
 
-def pack_told(claim: Claim, serial: int, claimed_ms: int) -> bytes:
-    """What the script remembers of a granted claim."""
-    return body_digest(claim.stock_no, claim.person) + _WIN.pack(serial, claimed_ms)
+def pack_record(claim: Claim, serial: int, after_ms: int) -> bytes:
+    """What the script remembers of a win: `record_of` in claim.lua."""
+    slot, tag = claim.card.offer.slot, _tag_of(claim)
+    if slot < SHORT_SLOTS and serial < SHORT_NUMBERS and after_ms < SHORT_NUMBERS:
+        return _SHORT.pack(slot, tag) + serial.to_bytes(3) + after_ms.to_bytes(3)
+    return _LONG.pack(SHORT_SLOTS * 256 + slot, tag, serial) + after_ms.to_bytes(5)
 
 
-def person_field(claim: Claim, person_digest: bytes) -> bytes:
-    """Under which name the script counts what a person has from a partner."""
-    return person_digest + _LENGTH.pack(claim.partner_no)
+def find_record(records: bytes, claim: Claim) -> tuple[int, int] | None:
+    """Serial and ms after the opening of the win that a claim brought, among a person's records."""
+    wanted = claim.card.offer.slot, _tag_of(claim)
+    at = 0
+    while at < len(records):
+        if records[at] < SHORT_SLOTS:
+            won, at = _SHORT.unpack_from(records, at), at + 11
+            found = int.from_bytes(records[at - 6 : at - 3]), int.from_bytes(records[at - 3 : at])
+        else:
+            slot, tag, serial = _LONG.unpack_from(records, at)
+            won, at = (slot - SHORT_SLOTS * 256, tag), at + 15
+            found = serial, int.from_bytes(records[at - 5 : at])
+        if won == wanted:
+            return found
+    return None
+
+
+def _tag_of(claim: Claim) -> int:
+    return body_tag(claim.card, request_digest(claim.card.offer.partner_no, claim.out_request_no))
+
+
+def person_field(person_digest: bytes) -> bytes:
+    """Under which name the script keeps what a person won."""
+    return person_digest[2:8]
+
+
+def request_member(digest: bytes) -> int:
+    """As what the script remembers a request number that won."""
+    return int.from_bytes(digest[2:8])
 
 
 def unpack_answer(answer: bytes) -> tuple[int, int]:
@@ -97,17 +152,28 @@ def unpack_answer(answer: bytes) -> tuple[int, int]:
     return serial, int(claimed_ms)
 
 
+def unpack_later(answer: bytes) -> int:
+    """Campaign time in ms at which more is released."""
+    return int(struct.unpack_from(">d", answer, 1)[0])
+
+
 def unpack_wins(entry: bytes) -> Iterator[Win]:
     """All wins of one log entry."""
-    at = 0
-    while at < len(entry):
-        serial, claimed_ms = _WIN.unpack_from(entry, at)
-        (length,) = _LENGTH.unpack_from(entry, at + _WIN.size)
-        at += _WIN.size + _LENGTH.size
-        yield Win(_unpack_claim(entry[at : at + length]), serial, int(claimed_ms))
-        at += length
-
-
-def _unpack_claim(packed: bytes) -> Claim:
-    round_no, stock_no, partner_no, _, device, _, _, person = _CLAIM.unpack_from(packed)
-    return Claim(round_no, stock_no, partner_no, person, device, packed[_CLAIM.size :].decode())
+    at, end = 0, len(entry)
+    head, unpack, part, part_size = _WON.size, _WON.unpack_from, PART.unpack_from, PART.size
+    while at < end:
+        serial, ms, length, round_no, slot, _, _, device, request, _, person, partition, _, parts = unpack(entry, at)
+        first, at = at + head, at + _WIN.size + 2 + length
+        number = first + parts * part_size
+        yield Win(
+            round_no,
+            slot,
+            person,
+            partition,
+            device,
+            int.from_bytes(request, signed=True),
+            (part(entry, first),) if parts == 1 else tuple(part(entry, i) for i in range(first, number, part_size)),
+            entry[number:at].decode(),
+            serial,
+            int(ms),
+        )

@@ -2,13 +2,14 @@
 
 One flush is under way at a time; whatever arrives meanwhile forms the next one. So batches grow with
 the load by themselves, and a lone request waits for nobody: the group commit of databases, one floor up.
+Callers stand in queues of their own and are served in turn, so that the flood of one does not delay another.
 """
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from itertools import takewhile
-from typing import Generic, TypeVar
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator, Sequence
+from itertools import chain, takewhile
+from typing import Any, Generic, TypeVar
 
 import structlog
 
@@ -16,8 +17,22 @@ from kernel.errors import Broken, HanquanError, Overloaded, StoreDown
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
-Waiting = tuple[Item, asyncio.Future[Answer], float]
-"""An item, the future of its answer, and since when it waits."""
+
+
+class Waiting(Generic[Item]):
+    """Items that were submitted together, the future of their answers, and since when they wait.
+
+    is_one   the future is of the only item's answer, not of a list of answers
+    """
+
+    __slots__ = ("future", "is_one", "items", "since")
+
+    def __init__(self, items: Sequence[Item], future: "asyncio.Future[Any]", since: float, is_one: bool) -> None:
+        self.items = items
+        self.future = future
+        self.since = since
+        self.is_one = is_one
+
 
 LOOKS = 20
 """How often within a deadline it is looked for items that are past it."""
@@ -30,7 +45,7 @@ class Coalescer(Generic[Item, Answer]):
 
     `flush` answers in the order asked. Whoever asks is told within `deadline_s` (and a twentieth), also when
     the store hangs and takes its time to let go: an item that waits longer is turned away unsent. A `flush`
-    is given up after `deadline_s`, too. At most `queue_max` items wait.
+    is given up after `deadline_s`, too. At most `queue_max` items of one caller wait.
     """
 
     def __init__(
@@ -40,29 +55,49 @@ class Coalescer(Generic[Item, Answer]):
         batch_max: int,
         queue_max: int,
         deadline_s: float,
+        observe: Callable[[int], object] = lambda size: None,
     ) -> None:
         self._flush = flush
         self._batch_max = batch_max
         self._queue_max = queue_max
         self._deadline_s = deadline_s
-        self._queue: deque[Waiting[Item, Answer]] = deque()
-        self._batch: list[Waiting[Item, Answer]] = []
+        self._observe = observe
+        self._queues: dict[Hashable, deque[Waiting[Item]]] = {}
+        self._depths: dict[Hashable, int] = {}
+        self._turns: deque[Hashable] = deque()
+        """Whose queues are not empty, in the order of their turns."""
+        self._batch: list[Waiting[Item]] = []
         self._running: asyncio.Task[None] | None = None
         self._look: asyncio.TimerHandle | None = None
 
     @property
     def depth(self) -> int:
         """How many items wait for their turn."""
-        return len(self._queue)
+        return sum(self._depths.values())
 
-    def submit(self, item: Item) -> "asyncio.Future[Answer]":
-        """A future of the item's answer. Overloaded at once when the queue is full; the future fails
+    def submit(self, item: Item, caller: Hashable = None) -> "asyncio.Future[Answer]":
+        """A future of the item's answer. Overloaded at once when the caller's queue is full; the future fails
         with Unavailable when the store did not answer, and then the outcome is not known."""
-        if len(self._queue) >= self._queue_max:
+        return self._enqueue((item,), caller, True)
+
+    def submit_all(self, items: Sequence[Item], caller: Hashable = None) -> "asyncio.Future[Sequence[Answer]]":
+        """A future of the answers to at most `batch_max` items, which go to the store in one call. Raises and
+        fails as `submit`, for all of them."""
+        return self._enqueue(items, caller, False)
+
+    def _enqueue(self, items: Sequence[Item], caller: Hashable, is_one: bool) -> "asyncio.Future[Any]":
+        depth = self._depths.get(caller, 0)
+        if depth + len(items) > self._queue_max:
             raise Overloaded("the queue is full")
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[Answer] = loop.create_future()
-        self._queue.append((item, future, loop.time()))
+        future: asyncio.Future[Any] = loop.create_future()
+        queue = self._queues.get(caller)
+        if queue is None:
+            queue = self._queues[caller] = deque()
+        if not queue:
+            self._turns.append(caller)
+        queue.append(Waiting(items, future, loop.time(), is_one))
+        self._depths[caller] = depth + len(items)
         if self._running is None:
             self._running = loop.create_task(self._run())
         return future
@@ -90,23 +125,39 @@ class Coalescer(Generic[Item, Answer]):
     def _turn_away_late(self) -> None:
         oldest = asyncio.get_running_loop().time() - self._deadline_s
         _fail(_late(self._batch, oldest), StoreDown("the store did not answer in time"))
-        _fail(_late(self._queue, oldest), Overloaded("waited too long for its turn"))
+        _fail(self._late_in_queues(oldest), Overloaded("waited too long for its turn"))
         self._look_later()
 
-    def _take(self) -> list[Waiting[Item, Answer]]:
+    def _late_in_queues(self, oldest: float) -> "Iterator[Waiting[Item]]":
+        return chain.from_iterable(_late(queue, oldest) for queue in self._queues.values())
+
+    def _take(self) -> "list[Waiting[Item]]":
         oldest = asyncio.get_running_loop().time() - self._deadline_s
-        _fail(_late(self._queue, oldest), Overloaded("waited too long for its turn"))
-        batch: list[Waiting[Item, Answer]] = []
-        while self._queue and len(batch) < self._batch_max:
-            waiting = self._queue.popleft()
-            if not waiting[1].done():
+        _fail(self._late_in_queues(oldest), Overloaded("waited too long for its turn"))
+        batch: list[Waiting[Item]] = []
+        room = self._batch_max
+        while self._turns:
+            caller = self._turns[0]
+            queue = self._queues[caller]
+            size = len(queue[0].items)
+            if size > room and batch:
+                break
+            waiting = queue.popleft()
+            self._depths[caller] -= size
+            self._turns.popleft()
+            if queue:
+                self._turns.append(caller)
+            if not waiting.future.done():
                 batch.append(waiting)
+                room -= size
         return batch
 
-    async def _flush_batch(self, batch: Sequence[Waiting[Item, Answer]]) -> None:
+    async def _flush_batch(self, batch: "Sequence[Waiting[Item]]") -> None:
+        items = [item for waiting in batch for item in waiting.items]
+        self._observe(len(items))
         try:
             async with asyncio.timeout(self._deadline_s):
-                answers = await self._flush([item for item, _, _ in batch])
+                answers = await self._flush(items)
         except TimeoutError:
             _fail(batch, StoreDown("the store did not answer in time"))
         except HanquanError as error:
@@ -115,23 +166,26 @@ class Coalescer(Generic[Item, Answer]):
             log.exception("flush_failed")
             _fail(batch, StoreDown(f"{type(error).__name__}"))
         else:
-            _answer(batch, answers)
+            _answer(batch, answers, len(items))
 
 
-def _late(waiting: Iterable[Waiting[Item, Answer]], oldest: float) -> Iterator[Waiting[Item, Answer]]:
-    return takewhile(lambda each: each[2] < oldest, waiting)
+def _late(waiting: "Iterable[Waiting[Item]]", oldest: float) -> "Iterator[Waiting[Item]]":
+    return takewhile(lambda each: each.since < oldest, waiting)
 
 
-def _fail(batch: Iterable[Waiting[Item, Answer]], error: HanquanError) -> None:
-    for _, future, _ in batch:
-        if not future.done():
-            future.set_exception(error)
+def _fail(batch: "Iterable[Waiting[Item]]", error: HanquanError) -> None:
+    for waiting in batch:
+        if not waiting.future.done():
+            waiting.future.set_exception(error)
 
 
-def _answer(batch: Sequence[Waiting[Item, Answer]], answers: Sequence[Answer]) -> None:
-    if len(answers) != len(batch):
-        _fail(batch, Broken(f"{len(batch)} items were asked, {len(answers)} answered"))
+def _answer(batch: "Sequence[Waiting[Item]]", answers: Sequence[Answer], asked: int) -> None:
+    if len(answers) != asked:
+        _fail(batch, Broken(f"{asked} items were asked, {len(answers)} answered"))
         return
-    for (_, future, _), answer in zip(batch, answers, strict=True):
-        if not future.done():
-            future.set_result(answer)
+    at = 0
+    for waiting in batch:
+        end = at + len(waiting.items)
+        if not waiting.future.done():
+            waiting.future.set_result(answers[at] if waiting.is_one else answers[at:end])
+        at = end

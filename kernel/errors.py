@@ -47,6 +47,8 @@ class Code(StrEnum):
     CONFIRMING = "CONFIRMING"
     USED_BY_ANOTHER_ORDER = "USED_BY_ANOTHER_ORDER"
     LOCKED_BY_ANOTHER_ORDER = "LOCKED_BY_ANOTHER_ORDER"
+    STATE_CONFLICT = "STATE_CONFLICT"
+    STALE_VALUE = "STALE_VALUE"
     SYSTEM_BUSY = "SYSTEM_BUSY"
     SYSTEM_ERROR = "SYSTEM_ERROR"
 
@@ -81,6 +83,8 @@ _MEANING = {
     Code.CONFIRMING: (409, Retry.SAFE, "The voucher is being confirmed"),
     Code.USED_BY_ANOTHER_ORDER: (409, Retry.NEVER, "The voucher was used by another order"),
     Code.LOCKED_BY_ANOTHER_ORDER: (409, Retry.SAFE, "The voucher is held by another order"),
+    Code.STATE_CONFLICT: (409, Retry.AFTER_CHANGE, "The stock is not in a state in which this can be done"),
+    Code.STALE_VALUE: (409, Retry.AFTER_CHANGE, "The current value is another than the one sent"),
     Code.SYSTEM_BUSY: (503, Retry.SAFE, "The system is busy"),
     Code.SYSTEM_ERROR: (500, Retry.SAFE, "The system has a fault"),
 }

@@ -2,12 +2,13 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar
 
 import asyncpg
 
+from kernel import pool_metrics
 from kernel.errors import StoreDown
 
 Answer = TypeVar("Answer")
@@ -19,6 +20,7 @@ else:
     Pool = asyncpg.Pool
     Connection = asyncpg.Connection
 
+LISTEN_RETRY_S = 1.0
 ACQUIRE_TIMEOUT_S = 5.0
 """asyncpg's acquire waits for ever unless told otherwise; every caller passes this."""
 READ_DEADLINE_S = 5.0
@@ -52,7 +54,7 @@ async def open_pool(
 
     Raises what asyncpg raises when the server cannot be reached.
     """
-    return await asyncpg.create_pool(
+    pool = await asyncpg.create_pool(
         dsn,
         min_size=size,
         max_size=size,
@@ -61,6 +63,8 @@ async def open_pool(
         server_settings={"application_name": name, "TimeZone": "UTC", **(BY_KEYS if by_keys else {})},
         reset=_leave_as_is if by_keys else None,
     )
+    pool_metrics.pools.add(name, pool)
+    return pool
 
 
 async def _leave_as_is(connection: Connection) -> None:
@@ -91,3 +95,35 @@ async def within(deadline_s: float, work: Coroutine[None, None, Answer]) -> Answ
         return task.result()
     finally:
         task.cancel()
+
+
+@contextlib.asynccontextmanager
+async def listening(dsn: str, channel: str, heard: Callable[[], None]) -> AsyncIterator[None]:
+    """Calls `heard` whenever somebody notifies a channel, while the context is open. A connection that breaks is
+    opened again, and `heard` is called then, too: something may have been missed."""
+    task = asyncio.create_task(_listen(dsn, channel, heard))
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+async def _listen(dsn: str, channel: str, heard: Callable[[], None]) -> None:
+    while True:
+        try:
+            conn = await asyncpg.connect(dsn, timeout=ACQUIRE_TIMEOUT_S)
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+            await asyncio.sleep(LISTEN_RETRY_S)
+            continue
+        gone = asyncio.Event()
+        conn.add_termination_listener(lambda _: gone.set())
+        try:
+            await conn.add_listener(channel, lambda *_: heard())
+            heard()
+            await gone.wait()
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+            await asyncio.sleep(LISTEN_RETRY_S)
+        finally:
+            conn.terminate()

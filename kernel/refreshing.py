@@ -5,18 +5,22 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import structlog
+from prometheus_client import Counter
 
+_failures = Counter("hanquan_refresh_failures", "Refreshes of something kept in memory that failed", ("what",))
 log = structlog.get_logger()
 
 
 @contextlib.asynccontextmanager
-async def kept_fresh(what: str, refresh: Callable[[], Awaitable[None]], every_s: float) -> AsyncIterator[None]:
-    """Refreshes once, then every so often while the context is open.
+async def kept_fresh(
+    what: str, refresh: Callable[[], Awaitable[None]], every_s: float, wake: asyncio.Event | None = None
+) -> AsyncIterator[None]:
+    """Refreshes once, then every so often, and at once when `wake` is set, while the context is open.
 
     The first refresh may raise; later ones that fail are logged, and what is in memory stays good.
     """
     await refresh()
-    task = asyncio.create_task(_keep_refreshing(what, refresh, every_s))
+    task = asyncio.create_task(_keep_refreshing(what, refresh, every_s, wake or asyncio.Event()))
     try:
         yield
     finally:
@@ -25,10 +29,15 @@ async def kept_fresh(what: str, refresh: Callable[[], Awaitable[None]], every_s:
             await task
 
 
-async def _keep_refreshing(what: str, refresh: Callable[[], Awaitable[None]], every_s: float) -> None:
+async def _keep_refreshing(
+    what: str, refresh: Callable[[], Awaitable[None]], every_s: float, wake: asyncio.Event
+) -> None:
     while True:
-        await asyncio.sleep(every_s)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(wake.wait(), every_s)
+        wake.clear()
         try:
             await refresh()
         except Exception as error:  # a store that is away must not take the service along
+            _failures.labels(what).inc()
             log.warning("not_refreshed", what=what, error=f"{type(error).__name__}: {error}")

@@ -30,6 +30,17 @@ CREATE TYPE transfer_kind AS ENUM (
 CREATE TYPE redeem_outcome AS ENUM ('REDEEMED', 'REPLAYED', 'CONFIRMING', 'USED', 'RETURNED', 'EXPIRED');
 CREATE TYPE refund_outcome AS ENUM ('REFUNDED', 'REPLAYED', 'NOT_FOUND', 'ALREADY_REFUNDED', 'OVER_LIMIT');
 
+CREATE TYPE stock_state AS ENUM (
+    'DRAFT',      -- being prepared
+    'AUDIT',      -- submitted; somebody else must approve it
+    'SCHEDULED',  -- runs between the opening and the closing of its round
+    'PAUSED',     -- held back by an operator
+    'ENDED',      -- over: before its time, or because its round closed
+    'CLOSED'      -- all its wins are in the books; nothing changes any more
+);
+CREATE TYPE stock_verb AS ENUM ('SUBMIT', 'APPROVE', 'REJECT', 'PAUSE', 'RESUME', 'END', 'CLOSE');
+CREATE TYPE edit_state AS ENUM ('PENDING', 'DONE', 'REFUSED');
+
 -- ---------------------------------------------------------------- the installation and who takes part
 
 CREATE TABLE city (
@@ -43,8 +54,10 @@ CREATE TABLE partner (
     partner_no  smallint PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
     partner_id  text NOT NULL UNIQUE CHECK (partner_id ~ '^[a-z0-9_-]{2,32}$'),
     name_zh     text NOT NULL,
-    name_en     text NOT NULL
+    name_en     text NOT NULL,
+    claims_per_s_max integer CHECK (claims_per_s_max > 0)
 );
+COMMENT ON COLUMN partner.claims_per_s_max IS 'Claims a second that the partner may send, over all workers; no limit when null.';
 
 CREATE TABLE merchant (
     merchant_no        integer PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
@@ -71,7 +84,7 @@ CREATE TABLE terminal (
 
 CREATE TABLE api_key (
     serial_no     text PRIMARY KEY CHECK (serial_no ~ '^[0-9A-F]{16,40}$'),
-    holder_kind   text NOT NULL CHECK (holder_kind IN ('partner', 'merchant')),
+    holder_kind   text NOT NULL CHECK (holder_kind IN ('partner', 'merchant', 'operator')),
     holder_id     text NOT NULL,
     terminal_no   integer REFERENCES terminal,
     algorithm     text NOT NULL CHECK (algorithm IN ('HMAC-SHA256', 'RSA-2048-SHA256')),
@@ -91,9 +104,11 @@ CREATE TABLE campaign (
     title_en     text NOT NULL,
     fund_fen     bigint NOT NULL CHECK (fund_fen > 0),
     document     text NOT NULL,
-    loaded_at    timestamptz NOT NULL
+    loaded_at    timestamptz NOT NULL,
+    face_fen_per_person_max bigint CHECK (face_fen_per_person_max > 0)
 );
 COMMENT ON COLUMN campaign.document IS 'The campaign file as it was loaded, letter by letter.';
+COMMENT ON COLUMN campaign.face_fen_per_person_max IS 'Face of all vouchers that one person may claim in the whole campaign; none when null.';
 
 CREATE TABLE round (
     round_no     smallint PRIMARY KEY CHECK (round_no BETWEEN 1 AND 1023),
@@ -101,10 +116,31 @@ CREATE TABLE round (
     round_id     text NOT NULL CHECK (round_id ~ '^[A-Za-z0-9-]{1,16}$'),
     opens_at     timestamptz NOT NULL,
     closes_at    timestamptz NOT NULL CHECK (closes_at > opens_at),
-    budget_fen   bigint NOT NULL CHECK (budget_fen > 0),
+    budget_fen   bigint NOT NULL CHECK (budget_fen >= 0),
     per_person_and_partner_limit smallint NOT NULL CHECK (per_person_and_partner_limit BETWEEN 1 AND 9),
+    per_person_limit smallint CHECK (per_person_limit BETWEEN 1 AND 99),
     UNIQUE (campaign_no, round_id)
 );
+COMMENT ON COLUMN round.budget_fen IS 'What its vouchers may cost; moved by rollovers only.';
+COMMENT ON COLUMN round.per_person_limit IS 'Claims of one person in this round over all partners; none when null.';
+
+CREATE TABLE claim_group (
+    round_no          smallint NOT NULL REFERENCES round,
+    group_no          smallint NOT NULL CHECK (group_no BETWEEN 1 AND 255),
+    group_id          text NOT NULL CHECK (group_id ~ '^[a-z0-9-]{2,32}$'),
+    per_person_limit  smallint NOT NULL CHECK (per_person_limit BETWEEN 1 AND 99),
+    PRIMARY KEY (round_no, group_no),
+    UNIQUE (round_no, group_id)
+);
+COMMENT ON TABLE claim_group IS 'Stocks and packs of a round of which a person may claim only so many together, whoever the partner is.';
+
+CREATE TABLE release_stage (
+    round_no  smallint NOT NULL REFERENCES round,
+    after_s   integer NOT NULL CHECK (after_s >= 0),
+    share_bp  smallint NOT NULL CHECK (share_bp BETWEEN 1 AND 10000),
+    PRIMARY KEY (round_no, after_s)
+);
+COMMENT ON TABLE release_stage IS 'So much of each stock can be claimed from so many seconds after the opening on; a round without rows releases all at once.';
 
 CREATE TABLE stock (
     stock_no                 integer PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
@@ -112,7 +148,7 @@ CREATE TABLE stock (
     round_no                 smallint NOT NULL REFERENCES round,
     partner_no               smallint NOT NULL REFERENCES partner,
     category                 text NOT NULL,
-    quantity                 integer NOT NULL CHECK (quantity > 0),
+    quantity                 integer NOT NULL CHECK (quantity >= 0),
     face_value_fen           bigint NOT NULL CHECK (face_value_fen BETWEEN 1 AND 100000000),
     transaction_minimum_fen  bigint NOT NULL CHECK (transaction_minimum_fen >= face_value_fen),
     city_bp                  smallint NOT NULL CHECK (city_bp >= 0),
@@ -122,10 +158,36 @@ CREATE TABLE stock (
     valid_from               timestamptz NOT NULL,
     valid_until              timestamptz NOT NULL CHECK (valid_until > valid_from),
     refund_policy            text NOT NULL CHECK (refund_policy IN ('RESTORE', 'RETURN_TO_BUDGET')),
-    paused                   boolean NOT NULL DEFAULT false,
-    CHECK (city_bp + platform_bp + merchant_bp = 10000)
+    group_no                 smallint,
+    is_granted               boolean NOT NULL DEFAULT false,
+    state                    stock_state NOT NULL DEFAULT 'DRAFT',
+    adjust_no                bigint NOT NULL DEFAULT 0,
+    CHECK (city_bp + platform_bp + merchant_bp = 10000),
+    FOREIGN KEY (round_no, group_no) REFERENCES claim_group
 );
 COMMENT ON COLUMN stock.funded_fen IS 'What the fund pays a merchant for one voucher: the face less the share the merchant bears itself.';
+COMMENT ON COLUMN stock.state IS 'As it was last moved; a stock whose round has closed is ENDED whatever stands here (stock_state_at).';
+COMMENT ON COLUMN stock.quantity IS 'How many vouchers there are to give out; changed by edits and rollovers only.';
+COMMENT ON COLUMN stock.adjust_no IS 'The last adjustment (stock_adjustment) that quantity contains.';
+COMMENT ON COLUMN stock.is_granted IS 'Handed out by the city to a list of people; nobody can claim it.';
+
+CREATE TABLE pack (
+    pack_no     integer PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
+    pack_id     text NOT NULL UNIQUE CHECK (pack_id ~ '^[A-Za-z0-9_-]{4,40}$'),
+    round_no    smallint NOT NULL REFERENCES round,
+    partner_no  smallint NOT NULL REFERENCES partner,
+    group_no    smallint,
+    is_granted  boolean NOT NULL DEFAULT false,
+    FOREIGN KEY (round_no, group_no) REFERENCES claim_group
+);
+COMMENT ON TABLE pack IS 'Several vouchers that are claimed together, all or none. Counts as one claim. Its id is nobody else''s, stocks included.';
+
+CREATE TABLE pack_item (
+    pack_no   integer NOT NULL REFERENCES pack,
+    stock_no  integer NOT NULL REFERENCES stock,
+    quantity  smallint NOT NULL CHECK (quantity BETWEEN 1 AND 20),
+    PRIMARY KEY (pack_no, stock_no)
+);
 
 -- ---------------------------------------------------------------- vouchers
 
@@ -140,6 +202,7 @@ CREATE TABLE voucher (
     stock_no        integer NOT NULL,
     bucket          smallint NOT NULL,
     out_request_no  text COLLATE "C" NOT NULL,
+    pack_no         integer,
     PRIMARY KEY (bucket, voucher_id)
 ) PARTITION BY RANGE (voucher_id);
 -- Indexes beside a primary key start with another column than bucket: while a table is nearly empty the planner
@@ -147,6 +210,15 @@ CREATE TABLE voucher (
 CREATE INDEX voucher_request ON voucher (request_key, bucket);
 COMMENT ON COLUMN voucher.request_key IS 'First 8 bytes of a hash of partner and out_request_no; an index entry a third of the text''s size.';
 COMMENT ON COLUMN voucher.person IS 'Keyed token of the person, 128 bits. Nothing else about a person is stored.';
+COMMENT ON COLUMN voucher.pack_no IS 'The pack it came in; null when it was claimed by itself.';
+
+CREATE TABLE stock_issued (
+    stock_no  integer NOT NULL REFERENCES stock,
+    shard     smallint NOT NULL,
+    issued    bigint NOT NULL CHECK (issued > 0),
+    PRIMARY KEY (stock_no, shard)
+);
+COMMENT ON TABLE stock_issued IS 'Vouchers in the books, moved in the transaction that adds them; the audit counts after it.';
 
 CREATE TABLE drain_position (
     shard     smallint PRIMARY KEY,
@@ -372,7 +444,8 @@ BEGIN
 END $$;
 
 SELECT make_append_only(t) FROM unnest(ARRAY['voucher', 'redemption', 'refund', 'transfer', 'day_close',
-    'merchant_day', 'merchant_hold', 'merchant_hold_release', 'campaign', 'city']::regclass[]) AS t;
+    'merchant_day', 'merchant_hold', 'merchant_hold_release', 'campaign', 'city',
+    'claim_group', 'pack', 'pack_item', 'release_stage']::regclass[]) AS t;
 
 -- Adds sums to accounts; always in the order of the primary key, so that two writers never deadlock.
 -- Its plan may be older than the accounts: without enable_seqscan = off it would read all of them for each.
@@ -411,10 +484,19 @@ END $$;
 CREATE TRIGGER post_to_accounts AFTER INSERT ON transfer
     REFERENCING NEW TABLE AS posted FOR EACH STATEMENT EXECUTE FUNCTION post_to_accounts();
 
+-- Whoever keeps the catalogue in memory reads it again at once: a pause, or stock that returns, must not wait.
+CREATE FUNCTION tell_of_stock() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    NOTIFY hanquan_stock;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER tell_of_stock AFTER UPDATE ON stock FOR EACH STATEMENT EXECUTE FUNCTION tell_of_stock();
+
 -- ---------------------------------------------------------------- functions to write
 
 -- Advisory locks, all of them: 4817 a bucket, 4818 the drain of a shard (and, as a single number, the cases of
--- anti-fraud), 4819 the settlement of a campaign, 4821 loading a campaign, 4822 publishing a round.
+-- anti-fraud), 4819 the settlement of a campaign, 4821 loading a campaign, 4822 publishing a round and
+-- changing what is published of it.
 --
 -- One writer a bucket at a time. Requests arrive in batches, so the wait is one group commit, and
 -- in return no two checkouts, refunds, expiries or day closes of a bucket ever overlap.
@@ -492,6 +574,12 @@ BEGIN
         SELECT j.voucher_id, j.subsidy_fen, j.bill_fen, p_at, j.stock_no, j.merchant_no, j.terminal_no,
                v_day, p_bucket, coalesce(j.last_attempt, 0) + 1, j.use_request_no, j.order_no
           FROM judged j WHERE j.outcome = 'REDEEMED' ORDER BY j.voucher_id
+    ), told AS (
+        INSERT INTO callback_event (bucket, voucher_id, attempt, kind, partner_no, happened_at, next_at)
+        SELECT p_bucket, j.voucher_id, coalesce(j.last_attempt, 0) + 1, 'USED', c.partner_no, p_at, p_at
+          FROM judged j JOIN stock k ON k.stock_no = j.stock_no JOIN callback_subscription c ON c.partner_no = k.partner_no
+         WHERE j.outcome = 'REDEEMED' AND c.is_active AND 'USED' = ANY (c.kinds)
+           AND EXISTS (SELECT FROM callback_subscription WHERE is_active) -- asked once: no subscriber, no look
     )
     SELECT j.item, j.outcome, coalesce(j.mine_at, p_at) FROM judged j;
 END $$;
@@ -538,6 +626,12 @@ BEGIN
         SELECT j.voucher_id, j.subsidy_fen, j.refund_fen, p_at, j.stock_no, j.merchant_no, v_day,
                p_bucket, j.attempt, j.goes_to, j.refund_request_no
           FROM judged j WHERE j.outcome = 'REFUNDED' ORDER BY j.voucher_id
+    ), told AS (
+        INSERT INTO callback_event (bucket, voucher_id, attempt, kind, partner_no, happened_at, next_at)
+        SELECT p_bucket, j.voucher_id, j.attempt, 'REFUNDED', c.partner_no, p_at, p_at
+          FROM judged j JOIN stock k ON k.stock_no = j.stock_no JOIN callback_subscription c ON c.partner_no = k.partner_no
+         WHERE j.outcome = 'REFUNDED' AND c.is_active AND 'REFUNDED' = ANY (c.kinds)
+           AND EXISTS (SELECT FROM callback_subscription WHERE is_active)
     )
     SELECT j.item, j.outcome, j.goes_to, coalesce(j.earlier_at, p_at) FROM judged j;
 END $$;
@@ -632,6 +726,9 @@ BEGIN
     SELECT p_bucket, d.campaign_no, 'EXPIRE', 'ISSUED', 'RETURNED', v_unused * v_stock.funded_fen, v_unused,
            'stock ' || p_stock_no, p_at
       FROM round d WHERE d.round_no = v_stock.round_no;
+    INSERT INTO callback_expiry (bucket, stock_no, expired_at, unfolded_to)
+    SELECT p_bucket, p_stock_no, p_at, v_stock.round_no::bigint << 38 FROM callback_subscription c
+     WHERE c.partner_no = v_stock.partner_no AND c.is_active AND 'EXPIRED' = ANY (c.kinds);
     RETURN v_unused;
 END $$;
 
@@ -1432,6 +1529,564 @@ GRANT SELECT, INSERT, UPDATE ON signal_position TO hanquan_antifraud;
 GRANT UPDATE (closed_at, closed_by, outcome, note) ON flag TO hanquan_finance;
 GRANT UPDATE (lifted_at, lifted_by, note) ON person_block TO hanquan_finance;
 
+-- ---------------------------------------------------------------- callbacks to partners
+
+-- What a partner wants to be told, where, and how often it is tried. Who does not subscribe costs no row anywhere.
+CREATE TYPE callback_kind AS ENUM ('CLAIMED', 'USED', 'REFUNDED', 'EXPIRED');
+
+CREATE TABLE callback_subscription (
+    partner_no      smallint PRIMARY KEY REFERENCES partner,
+    url             text NOT NULL CHECK (url ~ '^https?://[^[:space:]]+$' AND length(url) <= 500),
+    kinds           callback_kind[] NOT NULL CHECK (cardinality(kinds) > 0),
+    is_active       boolean NOT NULL DEFAULT true,
+    may_be_private  boolean NOT NULL DEFAULT false,
+    retry_after_s   integer[] NOT NULL CHECK (cardinality(retry_after_s) BETWEEN 1 AND 100 AND 0 < ALL (retry_after_s)),
+    changed_at      timestamptz NOT NULL,
+    CONSTRAINT encrypted_on_the_way CHECK (may_be_private OR url LIKE 'https://%')
+);
+COMMENT ON COLUMN callback_subscription.is_active IS 'When false nothing new is written down for the partner; what waits stays and is not sent.';
+COMMENT ON COLUMN callback_subscription.may_be_private IS 'The address may be one that is not public, and plain http: a leased line, a test.';
+COMMENT ON COLUMN callback_subscription.retry_after_s IS 'Seconds from each failed attempt to the next; after one more failure than there are entries it is a dead letter.';
+
+CREATE TABLE callback_key (
+    serial_no     text PRIMARY KEY CHECK (serial_no ~ '^[0-9A-F]{16,40}$'),
+    partner_no    smallint NOT NULL REFERENCES partner,
+    key_material  bytea NOT NULL,
+    not_before    timestamptz NOT NULL
+);
+COMMENT ON TABLE callback_key IS 'The newest key whose time has come seals a partner''s messages; older ones stay for the record.';
+COMMENT ON COLUMN callback_key.key_material IS '64 bytes, sealed with the master key: 32 to sign with (HMAC-SHA256), then 32 to encrypt with (AES-256-GCM).';
+
+-- The outbox. A row is written in the transaction of the fact it tells, and names it: no fact is told as two events.
+-- What happened never changes; the columns from next_at on say how the telling stands, and exactly one of the three
+-- times is set: waiting (or under way, until next_at), delivered, dead.
+CREATE TABLE callback_event (
+    voucher_id    bigint NOT NULL,
+    happened_at   timestamptz NOT NULL,
+    bucket        smallint NOT NULL,
+    attempt       smallint NOT NULL CHECK (attempt >= 0),
+    kind          callback_kind NOT NULL,
+    partner_no    smallint NOT NULL,
+    tries         smallint NOT NULL DEFAULT 0,
+    next_at       timestamptz,
+    delivered_at  timestamptz,
+    died_at       timestamptz,
+    last_error    text CHECK (length(last_error) <= 200),
+    PRIMARY KEY (bucket, voucher_id, attempt, kind),
+    CONSTRAINT one_state CHECK (num_nonnulls(next_at, delivered_at, died_at) = 1)
+);
+CREATE INDEX callback_event_due ON callback_event (partner_no, bucket, next_at) WHERE next_at IS NOT NULL;
+CREATE INDEX callback_event_dead ON callback_event (partner_no, died_at) WHERE died_at IS NOT NULL;
+COMMENT ON COLUMN callback_event.attempt IS 'Which use of the voucher it is about, 0 for none: attempt and kind are the order of a voucher''s events.';
+
+-- Expiry is booked for a whole stock at once; the events of its vouchers are made from this row afterwards, part by part.
+CREATE TABLE callback_expiry (
+    bucket       smallint NOT NULL,
+    stock_no     integer NOT NULL REFERENCES stock,
+    expired_at   timestamptz NOT NULL,
+    unfolded_to  bigint NOT NULL,
+    unfolded_at  timestamptz,
+    PRIMARY KEY (stock_no, bucket)
+);
+CREATE INDEX callback_expiry_open ON callback_expiry (expired_at) WHERE unfolded_at IS NULL;
+COMMENT ON COLUMN callback_expiry.unfolded_to IS 'Vouchers of the round up to this number have been looked at.';
+
+GRANT SELECT ON callback_subscription, callback_event, callback_expiry TO hanquan_issuer, hanquan_operator, hanquan_auditor;
+GRANT SELECT (partner_no, kinds, is_active) ON callback_subscription TO hanquan_redemption;
+GRANT SELECT ON callback_key TO hanquan_issuer;
+GRANT SELECT (serial_no, partner_no, not_before) ON callback_key TO hanquan_operator;
+GRANT INSERT ON callback_event TO hanquan_issuer, hanquan_redemption;
+GRANT UPDATE (tries, next_at, delivered_at, died_at, last_error) ON callback_event TO hanquan_issuer, hanquan_operator;
+GRANT UPDATE (unfolded_to, unfolded_at) ON callback_expiry TO hanquan_issuer;
+GRANT INSERT ON callback_subscription, callback_key TO hanquan_operator;
+GRANT UPDATE (url, kinds, is_active, may_be_private, retry_after_s, changed_at) ON callback_subscription TO hanquan_operator;
+
+-- ---------------------------------------------------------------- life of a stock
+
+CREATE TABLE operator (
+    operator_no  integer PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
+    operator_id  text NOT NULL UNIQUE CHECK (operator_id ~ '^[A-Za-z0-9_-]{2,32}$'),
+    name         staff_name NOT NULL
+);
+CREATE UNIQUE INDEX operator_name ON operator (lower(name));
+COMMENT ON TABLE operator IS 'People who may sign requests to the operator service. A name is one person''s, so that nobody is two.';
+
+CREATE TABLE stock_move (
+    move_no     bigint PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
+    stock_no    integer NOT NULL REFERENCES stock,
+    verb        stock_verb NOT NULL,
+    from_state  stock_state NOT NULL,
+    to_state    stock_state NOT NULL,
+    moved_by    staff_name NOT NULL,
+    why         text NOT NULL CHECK (length(why) <= 500),
+    moved_at    timestamptz NOT NULL,
+    CONSTRAINT says_why CHECK (verb NOT IN ('REJECT', 'END') OR why <> '')
+);
+CREATE INDEX stock_move_stock ON stock_move (stock_no, move_no);
+
+CREATE TABLE stock_edit (
+    edit_no           bigint PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
+    stock_no          integer NOT NULL REFERENCES stock,
+    current_quantity  integer NOT NULL CHECK (current_quantity >= 0),
+    target_quantity   integer NOT NULL CHECK (target_quantity >= 0),
+    state             edit_state NOT NULL,
+    asked_by          staff_name NOT NULL,
+    why               text NOT NULL CHECK (length(why) BETWEEN 1 AND 500),
+    asked_at          timestamptz NOT NULL,
+    done_at           timestamptz,
+    CHECK (current_quantity <> target_quantity),
+    CHECK ((state = 'PENDING') = (done_at IS NULL))
+);
+CREATE UNIQUE INDEX stock_edit_pending ON stock_edit (stock_no) WHERE state = 'PENDING';
+CREATE INDEX stock_edit_stock ON stock_edit (stock_no, edit_no);
+COMMENT ON TABLE stock_edit IS 'Quantity up or down. PENDING: units are being taken back from the shards; REFUSED: too many were sold meanwhile.';
+
+-- What each shard gained or lost by an edit. Numbers of a stock rise by one; a shard applies each once, in order
+-- (issuer/lua/adjust.lua), so a crash anywhere is mended by asking again.
+CREATE TABLE stock_adjustment (
+    stock_no   integer NOT NULL REFERENCES stock,
+    adjust_no  bigint NOT NULL CHECK (adjust_no > 0),
+    edit_no    bigint NOT NULL REFERENCES stock_edit,
+    shard      smallint NOT NULL CHECK (shard >= 0),
+    delta      bigint NOT NULL CHECK (delta <> 0),
+    applied    bigint CHECK (applied BETWEEN least(delta, 0) AND greatest(delta, 0)),
+    PRIMARY KEY (stock_no, adjust_no)
+);
+CREATE INDEX stock_adjustment_edit ON stock_adjustment (edit_no);
+COMMENT ON COLUMN stock_adjustment.applied IS 'What the shard could really give or take; null until it has answered.';
+
+CREATE TABLE rollover (
+    rollover_no    integer PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
+    from_round_no  smallint NOT NULL REFERENCES round,
+    to_round_no    smallint NOT NULL REFERENCES round,
+    carried_fen    bigint NOT NULL CHECK (carried_fen >= 0),
+    returned_fen   bigint NOT NULL CHECK (returned_fen >= 0),
+    rolled_by      staff_name NOT NULL,
+    why            text NOT NULL CHECK (length(why) <= 500),
+    rolled_at      timestamptz NOT NULL,
+    CHECK (from_round_no <> to_round_no)
+);
+COMMENT ON COLUMN rollover.carried_fen IS 'Budget of vouchers nobody claimed, moved from one round to the other.';
+COMMENT ON COLUMN rollover.returned_fen IS 'Money of expired vouchers that finance had returned to BUDGET, added to the other round''s budget.';
+
+CREATE TABLE rollover_stock (
+    from_stock_no  integer PRIMARY KEY REFERENCES stock,
+    rollover_no    integer NOT NULL REFERENCES rollover,
+    to_stock_no    integer REFERENCES stock,
+    units          integer NOT NULL CHECK (units >= 0)
+);
+COMMENT ON TABLE rollover_stock IS 'Vouchers of a stock that nobody claimed; once a stock. Without a to_stock_no the next round has no such stock, '
+    'and they are gone; their money stays in BUDGET.';
+
+CREATE TABLE rollover_return (
+    campaign_no  smallint NOT NULL,
+    reference    text NOT NULL,
+    rollover_no  integer NOT NULL REFERENCES rollover,
+    PRIMARY KEY (campaign_no, reference),
+    FOREIGN KEY (campaign_no, reference) REFERENCES fund_return
+);
+COMMENT ON TABLE rollover_return IS 'Returns of finance that raised a round''s budget; each raises one.';
+
+-- A stock whose round has closed is over.
+CREATE FUNCTION stock_state_at(p_state stock_state, p_closes_at timestamptz, p_at timestamptz) RETURNS stock_state
+    LANGUAGE sql IMMUTABLE AS $$
+    SELECT CASE WHEN p_at >= p_closes_at AND p_state <> 'CLOSED' THEN 'ENDED'::stock_state ELSE p_state END $$;
+
+-- Every move there is.
+CREATE FUNCTION stock_transitions() RETURNS TABLE (verb stock_verb, from_state stock_state, to_state stock_state)
+    LANGUAGE sql IMMUTABLE AS $$
+    VALUES ('SUBMIT'::stock_verb, 'DRAFT'::stock_state, 'AUDIT'::stock_state),
+           ('APPROVE', 'AUDIT', 'SCHEDULED'), ('REJECT', 'AUDIT', 'DRAFT'),
+           ('PAUSE', 'SCHEDULED', 'PAUSED'), ('RESUME', 'PAUSED', 'SCHEDULED'),
+           ('END', 'SCHEDULED', 'ENDED'), ('END', 'PAUSED', 'ENDED'), ('CLOSE', 'ENDED', 'CLOSED') $$;
+
+CREATE FUNCTION stock_issued_of(p_stock_no integer) RETURNS bigint
+    LANGUAGE sql STABLE AS $$ SELECT coalesce(sum(issued), 0)::bigint FROM stock_issued WHERE stock_no = p_stock_no $$;
+
+-- Moves a stock. outcome: MOVED; REPLAYED when it is already there; else why not, with nothing changed.
+-- Whoever submitted it cannot approve it.
+CREATE FUNCTION move_stock(p_stock_no integer, p_verb stock_verb, p_by text, p_why text, p_at timestamptz,
+                           OUT outcome text, OUT detail text, OUT state stock_state)
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+DECLARE
+    v_stored    stock_state;
+    v_closes_at timestamptz;
+    v_to        stock_state;
+    v_submitter text;
+BEGIN
+    SELECT s.state, d.closes_at INTO v_stored, v_closes_at
+      FROM stock s JOIN round d USING (round_no) WHERE s.stock_no = p_stock_no FOR UPDATE OF s;
+    IF NOT FOUND THEN
+        outcome := 'UNKNOWN_STOCK';
+        detail := format('there is no stock %s', p_stock_no);
+        RETURN;
+    END IF;
+    state := stock_state_at(v_stored, v_closes_at, p_at);
+    IF state = (SELECT t.to_state FROM stock_transitions() t WHERE t.verb = p_verb LIMIT 1) THEN
+        outcome := 'REPLAYED';
+        RETURN;
+    END IF;
+    v_to := (SELECT t.to_state FROM stock_transitions() t WHERE t.verb = p_verb AND t.from_state = move_stock.state);
+    IF v_to IS NULL THEN
+        outcome := 'STATE_CONFLICT';
+        detail := format('the stock is %s; this can be done to one that is %s', state,
+                         (SELECT string_agg(t.from_state::text, ' or ') FROM stock_transitions() t WHERE t.verb = p_verb));
+        RETURN;
+    END IF;
+    IF p_verb IN ('REJECT', 'END') AND p_why = '' THEN
+        outcome := 'NO_REASON';
+        detail := 'say why';
+        RETURN;
+    END IF;
+    IF p_verb = 'APPROVE' THEN
+        v_submitter := (SELECT m.moved_by FROM stock_move m WHERE m.stock_no = p_stock_no AND m.verb = 'SUBMIT'
+                         ORDER BY m.move_no DESC LIMIT 1);
+        IF v_submitter IS NULL OR lower(v_submitter) = lower(p_by) THEN
+            outcome := CASE WHEN v_submitter IS NULL THEN 'NOT_SUBMITTED' ELSE 'SAME_PERSON' END;
+            detail := coalesce(v_submitter || ' submitted it; someone else must approve it',
+                               'nobody is on record as having submitted it; reject it and submit it again');
+            RETURN;
+        END IF;
+    END IF;
+    IF p_verb = 'CLOSE' AND EXISTS (SELECT FROM stock_edit e WHERE e.stock_no = p_stock_no AND e.state = 'PENDING') THEN
+        outcome := 'PENDING_EDIT';
+        detail := 'an edit of its quantity is under way';
+        RETURN;
+    END IF;
+    UPDATE stock s SET state = v_to WHERE s.stock_no = p_stock_no;
+    INSERT INTO stock_move (stock_no, verb, from_state, to_state, moved_by, why, moved_at)
+    VALUES (p_stock_no, p_verb, state, v_to, p_by, p_why, p_at);
+    outcome := 'MOVED';
+    state := v_to;
+END $$;
+
+-- What BUDGET holds beyond what may still be issued: by this round, and by rounds of its campaign that are open, about to
+-- be (10 minutes), or closed for less than an hour, whose last wins may be on their way. p_over is left out.
+CREATE FUNCTION budget_room_fen(p_round_no smallint, p_over smallint, p_at timestamptz) RETURNS bigint
+    LANGUAGE sql STABLE AS $$
+    WITH it AS (
+        SELECT campaign_no FROM round WHERE round_no = p_round_no
+    ), live AS (
+        SELECT s.quantity, s.funded_fen, coalesce((SELECT sum(i.issued) FROM stock_issued i WHERE i.stock_no = s.stock_no), 0) AS issued
+          FROM it JOIN round d USING (campaign_no) JOIN stock s USING (round_no)
+         WHERE s.state <> 'CLOSED' AND d.round_no <> p_over
+           AND (d.round_no = p_round_no OR p_at BETWEEN d.opens_at - interval '10 minutes' AND d.closes_at + interval '1 hour')
+    )
+    SELECT (coalesce((SELECT a.credits_fen - a.debits_fen FROM account a JOIN it USING (campaign_no)
+                       WHERE a.bucket = 0 AND a.merchant_no = 0 AND a.kind = 'BUDGET'), 0)
+            - coalesce((SELECT sum((quantity - issued) * funded_fen) FROM live), 0))::bigint
+$$;
+
+-- Gives units to shards, or takes them, under new numbers. p_units negative: they are asked for, and what the shard
+-- could give is not known yet.
+CREATE FUNCTION add_adjustments(p_edit_no bigint, p_shard smallint[], p_units bigint[]) RETURNS void
+    LANGUAGE sql AS $$
+    WITH edit AS (
+        SELECT e.stock_no, greatest(s.adjust_no, (SELECT max(a.adjust_no) FROM stock_adjustment a WHERE a.stock_no = s.stock_no)) AS last_no
+          FROM stock_edit e JOIN stock s USING (stock_no) WHERE e.edit_no = p_edit_no
+    )
+    INSERT INTO stock_adjustment (stock_no, adjust_no, edit_no, shard, delta, applied)
+    SELECT edit.stock_no, edit.last_no + row_number() OVER (ORDER BY u.item), p_edit_no, u.shard, u.units,
+           CASE WHEN u.units > 0 THEN u.units END
+      FROM edit CROSS JOIN unnest(p_shard, p_units) WITH ORDINALITY AS u(shard, units, item) WHERE u.units <> 0
+$$;
+
+-- Deals units to all shards as evenly as a new stock is dealt.
+CREATE FUNCTION deal_units(p_edit_no bigint, p_units bigint) RETURNS void
+    LANGUAGE sql AS $$
+    SELECT add_adjustments(p_edit_no, array_agg(n::smallint ORDER BY n),
+                           array_agg(p_units * (n + 1) / c.shards - p_units * n / c.shards ORDER BY n))
+      FROM city c CROSS JOIN LATERAL generate_series(0, c.shards - 1) AS n
+$$;
+
+-- Changes a quantity, and notes that it contains every adjustment there is.
+CREATE FUNCTION change_quantity(p_stock_no integer, p_units bigint) RETURNS void
+    LANGUAGE sql AS $$
+    UPDATE stock s SET quantity = s.quantity + p_units,
+           adjust_no = greatest(s.adjust_no, (SELECT max(a.adjust_no) FROM stock_adjustment a WHERE a.stock_no = p_stock_no))
+     WHERE s.stock_no = p_stock_no
+$$;
+
+-- Begins an edit of a stock's quantity. outcome: DONE (up, or down while no shard holds it); PENDING (down: units must be
+-- taken back first); REPLAYED when this very edit was the last one; else why not, with nothing changed. quantity is the true one.
+-- The caller holds the lock of the round (4822).
+CREATE FUNCTION edit_stock(p_stock_no integer, p_current integer, p_target integer, p_is_held boolean, p_by text, p_why text,
+                           p_at timestamptz, OUT outcome text, OUT detail text, OUT edit_no bigint, OUT quantity integer)
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+DECLARE
+    v_stock stock;
+    v_round round;
+    v_last  stock_edit;
+    v_state stock_state;
+    v_fen   bigint;
+BEGIN
+    SELECT * INTO v_stock FROM stock s WHERE s.stock_no = p_stock_no FOR UPDATE;
+    IF NOT FOUND THEN
+        outcome := 'UNKNOWN_STOCK';
+        detail := format('there is no stock %s', p_stock_no);
+        RETURN;
+    END IF;
+    SELECT * INTO v_round FROM round d WHERE d.round_no = v_stock.round_no FOR UPDATE;
+    SELECT * INTO v_last FROM stock_edit e WHERE e.stock_no = p_stock_no ORDER BY e.edit_no DESC LIMIT 1;
+    quantity := v_stock.quantity;
+    v_state := stock_state_at(v_stock.state, v_round.closes_at, p_at);
+    IF v_last.state = 'PENDING' THEN
+        outcome := 'PENDING_EDIT';
+        detail := format('an edit to %s by %s is under way', v_last.target_quantity, v_last.asked_by);
+        RETURN;
+    END IF;
+    IF v_last.state = 'DONE' AND v_last.current_quantity = p_current AND v_last.target_quantity = p_target
+       AND lower(v_last.asked_by) = lower(p_by) AND quantity = p_target THEN
+        outcome := 'REPLAYED';
+        edit_no := v_last.edit_no;
+        RETURN;
+    END IF;
+    IF v_state IN ('ENDED', 'CLOSED') THEN
+        outcome := 'STATE_CONFLICT';
+        detail := format('the stock is %s', v_state);
+        RETURN;
+    END IF;
+    IF quantity <> p_current THEN
+        outcome := 'STALE';
+        detail := format('the quantity is %s, not %s; look at the stock again', quantity, p_current);
+        RETURN;
+    END IF;
+    IF p_target = quantity THEN
+        outcome := 'REPLAYED';
+        RETURN;
+    END IF;
+    IF p_target < stock_issued_of(p_stock_no) THEN
+        outcome := 'BELOW_ISSUED';
+        detail := format('%s vouchers are out already', stock_issued_of(p_stock_no));
+        RETURN;
+    END IF;
+    IF p_target > quantity THEN
+        PERFORM FROM campaign c WHERE c.campaign_no = v_round.campaign_no FOR NO KEY UPDATE;
+        v_fen := (SELECT sum(s.quantity * s.funded_fen) FROM stock s WHERE s.round_no = v_round.round_no)
+                 + (p_target - quantity) * v_stock.funded_fen - v_round.budget_fen;
+        IF v_fen > 0 THEN
+            outcome := 'OVER_ROUND_BUDGET';
+            detail := format('the round''s budget of %s fen is %s fen short; take units from another stock, or roll money over',
+                             v_round.budget_fen, v_fen);
+            RETURN;
+        END IF;
+        v_fen := (p_target - quantity) * v_stock.funded_fen - budget_room_fen(v_round.round_no, 0::smallint, p_at);
+        IF v_fen > 0 THEN
+            outcome := 'BUDGET_SHORT';
+            detail := format('BUDGET is %s fen short', v_fen);
+            RETURN;
+        END IF;
+    END IF;
+    outcome := CASE WHEN p_target < quantity AND p_is_held THEN 'PENDING' ELSE 'DONE' END;
+    INSERT INTO stock_edit (stock_no, current_quantity, target_quantity, state, asked_by, why, asked_at, done_at)
+    VALUES (p_stock_no, p_current, p_target, outcome::edit_state, p_by, p_why, p_at, CASE WHEN outcome = 'DONE' THEN p_at END)
+    RETURNING stock_edit.edit_no INTO edit_no;
+    IF outcome = 'DONE' THEN
+        IF p_target > quantity THEN
+            PERFORM deal_units(edit_no, p_target - quantity);
+        END IF;
+        PERFORM change_quantity(p_stock_no, p_target - quantity);
+        quantity := p_target;
+    END IF;
+END $$;
+
+-- Writes down what is to be taken from shards for a pending edit, before any of it is taken.
+CREATE FUNCTION ask_back(p_edit_no bigint, p_shard smallint[], p_units bigint[]) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+BEGIN
+    PERFORM FROM stock_edit e WHERE e.edit_no = p_edit_no AND e.state = 'PENDING' FOR UPDATE;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'edit % is not pending', p_edit_no USING ERRCODE = 'HQ002';
+    END IF;
+    PERFORM add_adjustments(p_edit_no, p_shard, (SELECT array_agg(-units ORDER BY item) FROM unnest(p_units) WITH ORDINALITY u(units, item)));
+END $$;
+
+-- Writes down what a shard gave for a pending edit.
+CREATE FUNCTION note_given(p_edit_no bigint, p_adjust_no bigint, p_applied bigint) RETURNS void
+    LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+    UPDATE stock_adjustment a SET applied = p_applied FROM stock_edit e
+     WHERE e.edit_no = p_edit_no AND e.state = 'PENDING' AND a.edit_no = e.edit_no AND a.adjust_no = p_adjust_no
+$$;
+
+-- Ends a pending edit: DONE when all units came back, else REFUSED, and the shards get back what they gave.
+CREATE FUNCTION finish_edit(p_edit_no bigint, p_at timestamptz, OUT outcome text, OUT quantity integer)
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+DECLARE
+    v_edit  stock_edit;
+    v_given bigint;
+BEGIN
+    SELECT * INTO STRICT v_edit FROM stock_edit e WHERE e.edit_no = p_edit_no FOR UPDATE;
+    PERFORM FROM stock s WHERE s.stock_no = v_edit.stock_no FOR UPDATE;
+    IF v_edit.state <> 'PENDING' THEN
+        outcome := v_edit.state;
+        quantity := (SELECT s.quantity FROM stock s WHERE s.stock_no = v_edit.stock_no);
+        RETURN;
+    END IF;
+    IF EXISTS (SELECT FROM stock_adjustment a WHERE a.edit_no = p_edit_no AND a.applied IS NULL) THEN
+        RAISE EXCEPTION 'edit %: a shard has not answered', p_edit_no USING ERRCODE = 'HQ002';
+    END IF;
+    v_given := coalesce((SELECT -sum(a.applied) FROM stock_adjustment a WHERE a.edit_no = p_edit_no), 0);
+    outcome := CASE WHEN v_given = v_edit.current_quantity - v_edit.target_quantity THEN 'DONE' ELSE 'REFUSED' END;
+    IF outcome = 'REFUSED' THEN
+        PERFORM add_adjustments(p_edit_no, array_agg(g.shard), array_agg(g.units))
+           FROM (SELECT a.shard, -sum(a.applied)::bigint AS units FROM stock_adjustment a WHERE a.edit_no = p_edit_no
+                  GROUP BY a.shard ORDER BY a.shard) g HAVING count(*) > 0;
+    END IF;
+    PERFORM change_quantity(v_edit.stock_no, CASE outcome WHEN 'DONE' THEN -v_given ELSE 0 END);
+    quantity := (SELECT s.quantity FROM stock s WHERE s.stock_no = v_edit.stock_no);
+    UPDATE stock_edit e SET state = outcome::edit_state, done_at = p_at WHERE e.edit_no = p_edit_no;
+END $$;
+
+-- What nobody claimed of the stocks of a round, each with the stock of another round that can take it: of the same partner,
+-- category and value. Stocks that were rolled over before are left out.
+CREATE FUNCTION unclaimed_units(p_from smallint, p_to smallint)
+    RETURNS TABLE (from_stock_no integer, to_stock_no integer, units integer, funded_fen bigint)
+    LANGUAGE sql STABLE AS $$
+    SELECT s.stock_no, (SELECT min(n.stock_no) FROM stock n
+                         WHERE n.round_no = p_to AND n.state NOT IN ('ENDED', 'CLOSED')
+                           AND (n.partner_no, n.category, n.is_granted, n.face_value_fen, n.funded_fen)
+                             = (s.partner_no, s.category, s.is_granted, s.face_value_fen, s.funded_fen)),
+           s.quantity - stock_issued_of(s.stock_no)::integer, s.funded_fen
+      FROM stock s WHERE s.round_no = p_from AND NOT EXISTS (SELECT FROM rollover_stock r WHERE r.from_stock_no = s.stock_no)
+$$;
+
+-- Money that finance returned to a campaign's BUDGET and that raised no round's budget yet.
+CREATE FUNCTION unrolled_returns(p_campaign_no smallint) RETURNS SETOF fund_return
+    LANGUAGE sql STABLE AS $$
+    SELECT f.* FROM fund_return f
+     WHERE f.campaign_no = p_campaign_no AND f.credit = 'BUDGET'
+       AND NOT EXISTS (SELECT FROM rollover_return r WHERE r.campaign_no = f.campaign_no AND r.reference = f.reference)
+$$;
+
+-- An edit that is done as it is written down: part of a rollover.
+CREATE FUNCTION record_edit(p_stock_no integer, p_units bigint, p_by text, p_why text, p_at timestamptz) RETURNS bigint
+    LANGUAGE sql AS $$
+    INSERT INTO stock_edit (stock_no, current_quantity, target_quantity, state, asked_by, why, asked_at, done_at)
+    SELECT s.stock_no, s.quantity, s.quantity + p_units, 'DONE', p_by, p_why, p_at, p_at FROM stock s WHERE s.stock_no = p_stock_no
+    RETURNING edit_no
+$$;
+
+-- Rolls a round that is over into another of its campaign: vouchers nobody claimed into the same partner's stock of the same
+-- category and value, money that finance returned to BUDGET into the round's budget. The stocks that are over are closed.
+-- outcome: ROLLED; REPLAYED when nothing new was left to roll; else why not, with nothing changed. The caller holds the
+-- locks of both rounds (4822), all wins of the first are in the books, and p_left is what shards have left of its stocks.
+CREATE FUNCTION roll_over(p_from smallint, p_to smallint, p_stock_no integer[], p_shard smallint[], p_left bigint[], p_by text,
+                          p_why text, p_at timestamptz, OUT outcome text, OUT detail text, OUT rollover_no integer)
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+DECLARE
+    v_from     round;
+    v_to       round;
+    v_carried  bigint;
+    v_returned bigint;
+    v_short    bigint;
+    v_edit_no  bigint;
+    v_stock    rollover_stock;
+    v_why      text;
+BEGIN
+    PERFORM FROM round d WHERE d.round_no IN (p_from, p_to) ORDER BY d.round_no FOR UPDATE;
+    PERFORM FROM stock s WHERE s.round_no IN (p_from, p_to) ORDER BY s.stock_no FOR UPDATE;
+    SELECT * INTO STRICT v_from FROM round d WHERE d.round_no = p_from;
+    SELECT * INTO STRICT v_to FROM round d WHERE d.round_no = p_to;
+    PERFORM FROM campaign c WHERE c.campaign_no = v_from.campaign_no FOR NO KEY UPDATE;
+    outcome := CASE
+        WHEN v_from.campaign_no <> v_to.campaign_no OR p_from = p_to THEN 'OTHER_ROUND'
+        WHEN EXISTS (SELECT FROM stock s WHERE s.round_no = p_from AND stock_state_at(s.state, v_from.closes_at, p_at) NOT IN ('ENDED', 'CLOSED'))
+            THEN 'NOT_ENDED'
+        WHEN p_at >= v_to.closes_at THEN 'ENDED'
+        WHEN EXISTS (SELECT FROM stock_edit e JOIN stock s USING (stock_no) WHERE e.state = 'PENDING' AND s.round_no IN (p_from, p_to))
+            THEN 'PENDING_EDIT' END;
+    IF outcome IS NOT NULL THEN
+        detail := CASE outcome
+            WHEN 'OTHER_ROUND' THEN 'name another round of the same campaign'
+            WHEN 'NOT_ENDED' THEN format('round %s is not over', v_from.round_id)
+            WHEN 'ENDED' THEN format('round %s is over too', v_to.round_id)
+            ELSE 'an edit of a quantity is under way' END;
+        RETURN;
+    END IF;
+    v_carried := coalesce((SELECT sum(u.units * u.funded_fen) FROM unclaimed_units(p_from, p_to) u WHERE u.to_stock_no IS NOT NULL), 0);
+    v_returned := coalesce((SELECT sum(f.amount_fen) FROM unrolled_returns(v_from.campaign_no) f), 0);
+    IF v_returned = 0 AND NOT EXISTS (SELECT FROM unclaimed_units(p_from, p_to)) THEN
+        outcome := 'REPLAYED';
+        rollover_no := (SELECT max(r.rollover_no) FROM rollover r WHERE r.from_round_no = p_from);
+        RETURN;
+    END IF;
+    v_short := v_carried - budget_room_fen(p_to, p_from, p_at);
+    IF v_short > 0 THEN
+        outcome := 'BUDGET_SHORT';
+        detail := format('BUDGET is %s fen short of what round %s would give out', v_short, v_to.round_id);
+        RETURN;
+    END IF;
+    INSERT INTO rollover (from_round_no, to_round_no, carried_fen, returned_fen, rolled_by, why, rolled_at)
+    VALUES (p_from, p_to, v_carried, v_returned, p_by, p_why, p_at) RETURNING rollover.rollover_no INTO rollover_no;
+    INSERT INTO rollover_return (campaign_no, reference, rollover_no)
+    SELECT f.campaign_no, f.reference, roll_over.rollover_no FROM unrolled_returns(v_from.campaign_no) f;
+    INSERT INTO rollover_stock (from_stock_no, rollover_no, to_stock_no, units)
+    SELECT u.from_stock_no, roll_over.rollover_no, u.to_stock_no, u.units FROM unclaimed_units(p_from, p_to) u;
+    v_why := format('rollover %s', rollover_no);
+    FOR v_stock IN SELECT * FROM rollover_stock r WHERE r.rollover_no = roll_over.rollover_no AND r.units > 0 ORDER BY r.from_stock_no LOOP
+        v_edit_no := record_edit(v_stock.from_stock_no, -v_stock.units, p_by, v_why, p_at);
+        PERFORM add_adjustments(v_edit_no, array_agg(l.shard ORDER BY l.shard), array_agg(-l.units ORDER BY l.shard))
+           FROM unnest(p_stock_no, p_shard, p_left) AS l(stock_no, shard, units) WHERE l.stock_no = v_stock.from_stock_no HAVING count(*) > 0;
+        UPDATE stock_adjustment a SET applied = a.delta WHERE a.edit_no = v_edit_no;
+        PERFORM change_quantity(v_stock.from_stock_no, -v_stock.units);
+        IF v_stock.to_stock_no IS NOT NULL THEN
+            v_edit_no := record_edit(v_stock.to_stock_no, v_stock.units, p_by, v_why, p_at);
+            PERFORM deal_units(v_edit_no, v_stock.units);
+            PERFORM change_quantity(v_stock.to_stock_no, v_stock.units);
+        END IF;
+    END LOOP;
+    UPDATE round d SET budget_fen = d.budget_fen - v_carried WHERE d.round_no = p_from;
+    UPDATE round d SET budget_fen = d.budget_fen + v_carried + v_returned WHERE d.round_no = p_to;
+    INSERT INTO stock_move (stock_no, verb, from_state, to_state, moved_by, why, moved_at)
+    SELECT s.stock_no, 'CLOSE', 'ENDED', 'CLOSED', p_by, v_why, p_at
+      FROM stock s WHERE s.round_no = p_from AND s.state <> 'CLOSED' ORDER BY s.stock_no;
+    UPDATE stock s SET state = 'CLOSED' WHERE s.round_no = p_from AND s.state <> 'CLOSED';
+    outcome := 'ROLLED';
+END $$;
+
+SELECT make_append_only(t) FROM unnest(ARRAY['stock_move', 'rollover', 'rollover_stock', 'rollover_return']::regclass[]) AS t;
+
+REVOKE EXECUTE ON FUNCTION stock_state_at, stock_transitions, stock_issued_of, move_stock, budget_room_fen, add_adjustments, deal_units,
+    change_quantity, edit_stock, ask_back, note_given, finish_edit, unclaimed_units, unrolled_returns, record_edit, roll_over FROM PUBLIC;
+
+GRANT SELECT ON operator, stock_move, stock_edit, stock_adjustment, rollover, rollover_stock, rollover_return
+   TO hanquan_operator, hanquan_finance, hanquan_auditor;
+GRANT SELECT ON operator, stock_edit, stock_adjustment TO hanquan_issuer;
+GRANT SELECT ON operator TO hanquan_redemption;
+GRANT INSERT ON operator TO hanquan_operator;
+GRANT EXECUTE ON FUNCTION stock_state_at TO hanquan_operator, hanquan_issuer, hanquan_finance, hanquan_auditor;
+GRANT EXECUTE ON FUNCTION stock_transitions, stock_issued_of, move_stock, budget_room_fen, edit_stock, ask_back, note_given,
+    finish_edit, roll_over TO hanquan_operator;
+GRANT EXECUTE ON FUNCTION ask_back, note_given, finish_edit TO hanquan_issuer; -- ends what an operator began
+
+-- ---------------------------------------------------------------- grants to a list of people
+
+CREATE TABLE grant_run (
+    run_no      integer PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
+    stock_no    integer REFERENCES stock,
+    pack_no     integer REFERENCES pack,
+    sha256      bytea NOT NULL CHECK (length(sha256) = 32),
+    people      integer NOT NULL CHECK (people BETWEEN 1 AND 1000000),
+    granted_by  staff_name NOT NULL,
+    began_at    timestamptz NOT NULL,
+    CHECK (num_nonnulls(stock_no, pack_no) = 1)
+);
+COMMENT ON TABLE grant_run IS 'A list was handed out, by whom and when; the same list may run again, and grants nobody twice.';
+COMMENT ON COLUMN grant_run.sha256 IS 'Of the list as it was given. The list itself is not kept: the vouchers say who has one.';
+
+CREATE TABLE grant_result (
+    run_no   integer NOT NULL REFERENCES grant_run,
+    outcome  text NOT NULL CHECK (outcome ~ '^[A-Z_]{3,40}$'),
+    people   integer NOT NULL CHECK (people > 0),
+    PRIMARY KEY (run_no, outcome)
+);
+COMMENT ON TABLE grant_result IS 'How many people of a run got what. A run that broke off has no rows.';
+
+SELECT make_append_only(t) FROM unnest(ARRAY['grant_run', 'grant_result']::regclass[]) AS t;
+
+GRANT SELECT ON grant_run, grant_result TO hanquan_auditor, hanquan_finance;
+GRANT SELECT, INSERT ON grant_run, grant_result TO hanquan_operator;
+
 -- ---------------------------------------------------------------- who may do what
 
 REVOKE ALL ON SCHEMA public FROM PUBLIC;
@@ -1439,14 +2094,16 @@ GRANT USAGE ON SCHEMA public TO hanquan_issuer, hanquan_redemption, hanquan_fina
 REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA public FROM PUBLIC;
 
 GRANT SELECT ON ALL TABLES IN SCHEMA public TO hanquan_auditor;
-REVOKE SELECT ON api_key FROM hanquan_auditor;
+REVOKE SELECT ON api_key, callback_key FROM hanquan_auditor;
 
-GRANT SELECT ON city, partner, merchant, terminal, campaign, round, stock
+GRANT SELECT ON city, partner, merchant, terminal, campaign, round, stock, claim_group, pack, pack_item, release_stage
    TO hanquan_issuer, hanquan_redemption, hanquan_finance, hanquan_antifraud, hanquan_operator;
 GRANT SELECT ON api_key TO hanquan_issuer, hanquan_redemption, hanquan_operator;
 
 GRANT SELECT, INSERT ON voucher, request_clash, transfer TO hanquan_issuer;
 GRANT SELECT, INSERT, UPDATE ON drain_position TO hanquan_issuer;
+GRANT SELECT, INSERT, UPDATE ON stock_issued TO hanquan_issuer;
+GRANT SELECT ON stock_issued TO hanquan_finance, hanquan_operator;
 GRANT SELECT ON redemption, refund, account TO hanquan_issuer;
 
 GRANT SELECT ON voucher, transfer, day_close, account, merchant_day, merchant_held TO hanquan_redemption;
@@ -1461,8 +2118,8 @@ GRANT EXECUTE ON FUNCTION close_day, expire_stock, lock_bucket TO hanquan_financ
 GRANT EXECUTE ON FUNCTION refresh_statistics TO hanquan_finance, hanquan_auditor;
 GRANT INSERT ON merchant_hold_release TO hanquan_finance;
 
-GRANT INSERT ON city, partner, campaign, round, stock, merchant, terminal, api_key TO hanquan_operator;
-GRANT UPDATE (paused) ON stock TO hanquan_operator;
+GRANT INSERT ON city, partner, campaign, round, stock, claim_group, pack, pack_item, release_stage, merchant, terminal, api_key TO hanquan_operator;
+GRANT UPDATE (claims_per_s_max) ON partner TO hanquan_operator;
 GRANT UPDATE (suspended) ON merchant, terminal TO hanquan_operator;
 GRANT UPDATE (revoked_at, not_after) ON api_key TO hanquan_operator;
 GRANT EXECUTE ON FUNCTION open_round_storage TO hanquan_operator;

@@ -6,6 +6,7 @@ import signal
 from stack import leftovers
 from stack.data_folder import DataFolder
 from stack.postgres_server import PostgresServer
+from stack.valkey_cluster import ValkeyCluster
 from stack.valkey_server import ValkeyServer
 
 
@@ -22,4 +23,5 @@ async def stop_leftovers(folder: DataFolder) -> int:
     services = await stop_services(folder)
     postgres = await PostgresServer(folder.path, password="", port=1).stop_leftover()
     valkey = await ValkeyServer(folder.path, password="", port=1).stop_leftover()
-    return services + postgres + valkey
+    cluster = await ValkeyCluster(folder.path, password="").stop_leftover()
+    return services + postgres + valkey + cluster

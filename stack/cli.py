@@ -17,6 +17,7 @@ COMMANDS = {
     "up": "Start the whole stack on this machine; Ctrl-C stops it.",
     "down": "Stop the stack that runs in a data folder.",
     "status": "Say what runs, where it listens, whether it is ready.",
+    "watch": "Show the rush live, in this terminal.",
     "audit": "Recompute every statement of the books from the rows.",
     "sign": "Sign a call and print it as a curl line.",
     "psql": "Open the database; arguments are passed on to psql.",
@@ -27,11 +28,15 @@ COMMANDS = {
 
 GROUPS = {
     "campaign": "Check a campaign file, show what it costs, load it.",
-    "enrol": "Enrol partners, and merchants with their terminals.",
+    "stock": "Lead a stock through its life: approve, pause, budget.",
+    "enrol": "Enrol partners, merchants with their terminals, operators.",
     "settle": "Pay the shops: propose, approve, export, bank's answer.",
     "reconcile": "Hold our books against partners and the bank.",
     "flags": "See who is flagged; release merchants, lift blocks.",
     "load": "Send a rush of real clients, and audit their answers.",
+    "bench": "Measure the issuer beside its limit, in one run.",
+    "callbacks": "Tell partners what became of vouchers; mend what got stuck.",
+    "faults": "Break a stack at random, and prove that nothing was lost.",
 }
 """Commands with commands of their own: the module's `app`."""
 

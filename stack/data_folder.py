@@ -43,6 +43,9 @@ class Process(msgspec.Struct, frozen=True, kw_only=True):
     pid: int
     start_ticks: int
     address: str
+    """Base URL of a service; workers that share it with the first one have none. For stores, where it listens."""
+    health: str = ""
+    """Base URL at which this very process answers; stores have none."""
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,4 +1,4 @@
-"""Enrols partners and merchants and hands out their keys.
+"""Enrols partners, merchants and operators, and hands out their keys.
 
 A secret leaves this module once, in the Signer that is returned; the database keeps it sealed (HMAC)
 or never had it (RSA: only the public half is stored).
@@ -57,6 +57,20 @@ async def enrol_public_key(conn: Connection, partner_id: str, public: RSAPublicK
     material = public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     await _insert_keys(conn, [_NewKey(kind="partner", terminal_no=None, signer=signer, material=material)], now)
     return serial_no
+
+
+async def enrol_operator(
+    conn: Connection, master_key: bytes, operator_id: str, name: str, now: datetime
+) -> Signer | str:
+    """A new HMAC key for an operator, by the name that will stand in the books; the name instead when the id is
+    another's already. Raises asyncpg.UniqueViolationError when the name is."""
+    async with conn.transaction():
+        enrolled: str = await conn.fetchval(_queries["insert_operator"], operator_id, name)
+        if enrolled != name:
+            return enrolled
+        key = _new_key(master_key, "operator", operator_id, Algorithm.HMAC)
+        await _insert_keys(conn, [key], now)
+    return key.signer
 
 
 async def enrol_merchants(

@@ -8,7 +8,7 @@ from datetime import datetime, time, timedelta
 import asyncpg
 
 import sql
-from issuer.campaign.load import load, load_city
+from issuer.campaign.load import load
 from issuer.campaign.model import Campaign, Category, Funding, Offer, Partner, RefundPolicy, Round, Stock, stock_id_of
 from kernel.clock import CITY_ZONE, Clock, business_day
 from kernel.money import BP_WHOLE
@@ -17,6 +17,7 @@ from kernel.tokens import make_token
 from stack.data_folder import DEFAULT, DataFolder, Secrets
 from stack.enrol import NewMerchant, enrol_merchants, enrol_partner
 from stack.keystore import KeyStore
+from stack.new_city import found_city
 
 CAMPAIGN, PARTNER, SHOP = "playground", "wechat", "shop"
 STOCK = stock_id_of(CAMPAIGN, "R01", PARTNER, "dining")
@@ -25,14 +26,16 @@ VOUCHERS, FACE_FEN = 10_000, 2_000
 _queries = sql.load("examples")
 
 
-async def ensure_playground(operator_dsn: str, folder: DataFolder, keys: Secrets, clock: Clock) -> bool:
+async def ensure_playground(
+    operator_dsn: str, valkey_url: str, folder: DataFolder, keys: Secrets, clock: Clock
+) -> bool:
     """Loads the playground where there is no campaign yet. True when the folder holds keys to play with."""
     conn = await asyncpg.connect(operator_dsn)
     try:
         if await conn.fetchval(_queries["count_campaigns"]):
             return {PARTNER, SHOP} <= set(KeyStore(folder.path).names())
         now = clock.now()
-        await load_city(conn, buckets=2, shards=1)
+        await found_city(conn, valkey_url)
         await load(conn, playground(now), "made by `hanquan up` for trying things out", now=now)
         await _hand_out_keys(conn, folder, bytes.fromhex(keys.master_key), now)
         return True

@@ -44,6 +44,9 @@ SETTINGS: Mapping[str, str] = {
     "log_timezone": "UTC",
     "log_line_prefix": "%m [%p] %u@%d ",
     "log_min_duration_statement": "1s",
+    # Logs hold no personal data: neither the values of a slow statement nor the row that broke a rule.
+    "log_parameter_max_length": "0",
+    "log_error_verbosity": "terse",
     "log_lock_waits": "on",
     "logging_collector": "off",  # standard error goes to the log of the stack
 }
@@ -129,6 +132,10 @@ class PostgresServer:
         finally:
             password_file.unlink()
         (self.data / "hanquan.made").touch(mode=0o600)
+
+    def programs(self) -> list[Program]:
+        """`program()`, as those have it who are several."""
+        return [self.program()]
 
     def program(self) -> Program:
         """What to run after `prepare`. Ready means: it answers a query."""

@@ -32,7 +32,12 @@ class Reach:
     @property
     def addresses(self) -> dict[str, str]:
         """Base URL by service."""
-        return {one.name: one.address for one in self.run.processes if one.address}
+        return {one.name: one.address for one in self.run.processes if one.address and one.health}
+
+    @property
+    def health(self) -> dict[str, str]:
+        """Base URL by process, of every worker its own: for /readyz and /metrics."""
+        return {one.name: one.health for one in self.run.processes if one.health}
 
     @property
     def valkey_url(self) -> str:

@@ -21,9 +21,10 @@ from stack import cleanup, leftovers
 from stack.child import Program
 from stack.data_folder import DataFolder, Process, Run, Secrets
 from stack.errors import StackError
+from stack.new_city import found_city
 from stack.ports import free_port, is_taken
 from stack.services import SERVICES, Service, environment
-from stack.stores import Stores, public
+from stack.stores import Stores, administrator, public
 from stack.supervisor import Supervisor
 
 HOST = "127.0.0.1"
@@ -36,6 +37,7 @@ class Stack:
     services    which services to start beside the stores; () starts the stores alone
     base_port   services listen on base_port + their offset; 0: on free ports
     settings    more environment for every service, such as HANQUAN_CLOCK_FILE
+    cluster     three Valkey primaries with a replica each, in place of one Valkey
     notice      is told, in a plain line, when a process crashed or came back
 
     Entering raises StackError for expected trouble, and then leaves nothing running. Enter it in
@@ -56,6 +58,7 @@ class Stack:
         base_port: int = 0,
         host: str = HOST,
         settings: Mapping[str, str] | None = None,
+        cluster: bool = False,
         notice: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.folder = DataFolder(data)
@@ -64,7 +67,9 @@ class Stack:
         self._host = host
         self._settings = dict(settings or {})
         self._base_port = base_port
+        self._cluster = cluster
         self._ports: dict[str, int] = {}
+        self._health_ports: dict[str, int] = {}
         self._programs: dict[str, Program] = {}
         self._supervisor = Supervisor(self._publish, self._log_event)
         self._exits = AsyncExitStack()
@@ -76,6 +81,11 @@ class Stack:
     def addresses(self) -> dict[str, str]:
         """Base URL by service."""
         return {name: f"http://{self._host}:{port}" for name, port in self._ports.items()}
+
+    @property
+    def health(self) -> dict[str, str]:
+        """Base URL by process, of every worker its own: for /readyz and /metrics."""
+        return {name: f"http://{self._host}:{port}" for name, port in self._health_ports.items()}
 
     @property
     def valkey_url(self) -> str:
@@ -140,12 +150,19 @@ class Stack:
         await cleanup.stop_services(self.folder)
         self._choose_ports()
         self._http = await exits.enter_async_context(aiohttp.ClientSession())
-        self.stores = Stores(self.folder, self.secrets)
+        self.stores = Stores(self.folder, self.secrets, cluster=self._cluster)
         exits.callback(self.folder.forget_run)
         exits.push_async_callback(self._supervisor.stop)
         await self._run(await self.stores.prepare())
+        await self.stores.join()
         self.applied = await self.stores.migrate()
-        await self._run([self._program(service) for service in self._services])
+        if self._services:  # they are wired for so many shards when they start
+            await self._found_city()
+        await self._run([self._program(service, name) for service in self._services for name in service.process_names])
+
+    async def _found_city(self) -> None:
+        async with administrator(self.dsn("hanquan_operator")) as conn:
+            await found_city(conn, self.valkey_url)
 
     async def _run(self, programs: Sequence[Program]) -> None:
         self._programs |= {program.name: program for program in programs}
@@ -153,32 +170,41 @@ class Stack:
 
     def _choose_ports(self) -> None:
         for service in self._services:
-            port = self._base_port + service.port_offset if self._base_port else free_port()
-            if is_taken(port, self._host):
-                raise StackError(
-                    f"port {port} ({service.name}) is taken; choose others with --port BASE,"
-                    " or --port 0 for any free ones"
-                )
-            self._ports[service.name] = port
+            self._ports[service.name] = port = self._choose_port(service.name, service.port_offset)
+            for number, name in enumerate(service.process_names, 1):
+                offset = service.port_offset * 100 + number
+                self._health_ports[name] = port if service.workers == 1 else self._choose_port(name, offset)
 
-    def _program(self, service: Service) -> Program:
+    def _choose_port(self, name: str, offset: int) -> int:
+        port = self._base_port + offset if self._base_port else free_port()
+        if is_taken(port, self._host):
+            raise StackError(
+                f"port {port} ({name}) is taken; choose others with --port BASE, or --port 0 for any free ones"
+            )
+        return port
+
+    def _program(self, service: Service, name: str) -> Program:
+        port, health_port = self._ports[service.name], self._health_ports[name]
         settings = environment(
             postgres_dsn=self.dsn(service.role),
             valkey_url=self.valkey_url,
+            replicas_acked=self.stores.replicas_acked,
             secrets=self.secrets,
             host=self._host,
-            port=self._ports[service.name],
+            port=port,
+            health_port=None if health_port == port else health_port,
+            workers=service.workers,
         )
 
         async def is_ready() -> bool:
-            return await self._answers(f"{self.addresses[service.name]}/readyz")
+            return await self._answers(f"{self.health[name]}/readyz")
 
         return Program(
-            name=service.name,
+            name=name,
             argv=service.argv,
             env={**settings, **self._settings, leftovers.MARK: str(self.folder.path)},
             folder=self.folder.path,
-            log=self.log(service.name),
+            log=self.log(name),
             is_ready=is_ready,
             stop_within_s=service.stop_within_s,
         )
@@ -196,10 +222,14 @@ class Stack:
         self._notice(text)
 
     def _publish(self) -> None:
-        processes = [_process(name, pid, self.addresses.get(name, "")) for name, pid in self._supervisor.pids.items()]
+        addresses = self.stores.places | self.addresses
+        processes = [
+            _process(name, pid, addresses.get(name, ""), self.health.get(name, ""))
+            for name, pid in self._supervisor.pids.items()
+        ]
         self.folder.write_run(
             Run(
-                supervisor=_process("supervisor", os.getpid(), ""),
+                supervisor=_process("supervisor", os.getpid()),
                 processes=processes,
                 postgres=public(self.dsn()),
                 valkey=public(self.valkey_url),
@@ -207,6 +237,6 @@ class Stack:
         )
 
 
-def _process(name: str, pid: int, address: str) -> Process:
+def _process(name: str, pid: int, address: str = "", health: str = "") -> Process:
     ticks = leftovers.start_ticks(pid) or 0
-    return Process(name=name, pid=pid, start_ticks=ticks, address=address)
+    return Process(name=name, pid=pid, start_ticks=ticks, address=address, health=health)

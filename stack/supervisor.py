@@ -9,7 +9,7 @@ from stack.child import Child, Program
 from stack.errors import StackError
 
 BACKOFF_FIRST_S = 0.1
-BACKOFF_MAX_S = 10.0
+BACKOFF_MAX_S = 2.0  # whoever waits for a crashed process waits ten seconds at most
 CALM_AFTER_S = 60.0  # a program that ran this long starts again with the first backoff
 
 

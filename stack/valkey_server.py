@@ -47,9 +47,9 @@ SETTINGS: Mapping[str, str] = {
 
 
 class ValkeyServer:
-    """A server over `folder`/`valkey`; `prepare` it, then run `program()`.
+    """A server over `folder`/`name`; `prepare` it, then run `program()`.
 
-    `settings` override SETTINGS, which only a test's control should need.
+    `settings` override SETTINGS, which only a cluster's node and a test's control should need.
     """
 
     def __init__(
@@ -60,11 +60,13 @@ class ValkeyServer:
         log: Path | None = None,
         port: int | None = None,
         settings: Mapping[str, str] | None = None,
+        name: str = "valkey",
     ) -> None:
-        self.data = folder.resolve() / "valkey"
+        self.name = name
+        self.data = folder.resolve() / name
         self.port = port or free_port()
         self._password = password
-        self._log = log or folder.resolve() / "valkey.log"
+        self._log = log or folder.resolve() / f"{name}.log"
         self._settings = {**SETTINGS, **(settings or {})}
 
     @property
@@ -95,13 +97,17 @@ class ValkeyServer:
             return False
         if not leftovers.works_in(pid, self.data, "valkey-server"):
             return False
-        await leftovers.stop(pid, "Valkey", signal.SIGTERM, signal.SIGKILL)
+        await leftovers.stop(pid, self.name, signal.SIGTERM, signal.SIGKILL)
         return True
+
+    def programs(self) -> list[Program]:
+        """`program()`, as those have it who are several."""
+        return [self.program()]
 
     def program(self) -> Program:
         """What to run after `prepare`. Ready means: its log is loaded and it answers PING."""
         return Program(
-            name="valkey",
+            name=self.name,
             argv=(str(valkey_program()), str(self.data / "valkey.conf")),
             env={"LC_ALL": "C"},
             folder=self.data,

@@ -13,7 +13,7 @@ import os
 import secrets
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cache
@@ -24,7 +24,6 @@ from typing import Any
 import aiohttp
 import structlog
 from aiohttp import web
-from aiohttp.test_utils import TestServer
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, generate_private_key
 from yarl import URL
 
@@ -40,6 +39,7 @@ from kernel.errors import Code
 from kernel.postgres import Connection, open_pool
 from kernel.settings import Settings
 from kernel.signing import Algorithm, Signer
+from kernel.web import serving
 from redemption.app import make_app as make_redemption
 from stack.child import Child, Program
 from stack.enrol import NewMerchant, enrol_merchants, enrol_partner, enrol_public_key
@@ -127,9 +127,8 @@ class City:
 
     async def serve(self, app: web.Application) -> str:
         """Serves an application in this process until the city closes; its base URL."""
-        server = TestServer(app)
-        await self.stack.enter_async_context(server)
-        url = str(server.make_url("")).rstrip("/")
+        [port] = await self.stack.enter_async_context(serving(app, "127.0.0.1", [0]))
+        url = f"http://127.0.0.1:{port}"
         self.apps[url] = app
         return url
 
@@ -141,8 +140,8 @@ class City:
         """One more checkout service."""
         return await self.serve(await make_redemption(self.settings("hanquan_redemption")))
 
-    def process(self, module: str, role: str) -> tuple[Child, str]:
-        """A service as a process of its own, and its base URL. Whoever starts it ends it."""
+    def process(self, module: str, role: str, more: Mapping[str, str] | None = None) -> tuple[Child, str]:
+        """A service as a process of its own, with `more` environment, and its base URL. Whoever starts it ends it."""
         port = free_port()
         url = f"http://127.0.0.1:{port}"
         settings = self.settings(role)
@@ -155,6 +154,7 @@ class City:
             "HANQUAN_CODE_KEYS": ",".join(f"{version}:{key.hex()}" for version, key in CODE_KEYS.items()),
             "HANQUAN_CLOCK_FILE": str(self.clock_file),
             "HANQUAN_PORT": str(port),
+            **(more or {}),
         }
 
         async def is_ready() -> bool:
@@ -334,9 +334,13 @@ async def open_city(
     buckets: int = 2,
     shards: int = 1,
     valkey_settings: Mapping[str, str] | None = None,
+    valkey: AbstractAsyncContextManager[stores.Valkey] | None = None,
     campaigns: Sequence[Campaign] = (RESTORING, RETURNING),
 ) -> AsyncIterator[City]:
-    """A city of one's own with one issuer, one checkout and a drain, all gone at the end of the block."""
+    """A city of one's own with one issuer, one checkout and a drain, all gone at the end of the block.
+
+    `valkey` replaces the claim store of its own, for instance by `stores.valkey_cluster(folder)`.
+    """
     # Tracebacks as they are: the default paints them, which takes half a second each.
     structlog.configure(
         processors=[
@@ -351,7 +355,7 @@ async def open_city(
     clock.move_to(NOON + timedelta(seconds=30))
     async with (
         stores.database(cluster) as database,
-        stores.valkey(folder, valkey_settings) as valkey,
+        valkey or stores.valkey(folder, valkey_settings) as claim_store,
         AsyncExitStack() as stack,
     ):
         loaded, signers = await _found(database, clock, buckets, shards, campaigns)
@@ -359,7 +363,7 @@ async def open_city(
         session = await stack.enter_async_context(aiohttp.ClientSession(connector=connector))
         city = City(
             database=database,
-            valkey=valkey,
+            valkey=claim_store,
             clock=clock,
             clock_file=clock_file,
             session=session,
@@ -386,7 +390,7 @@ async def _found(
             assert isinstance(answer, LoadedCampaign), answer
             loaded[campaign.campaign_id] = answer
         signers = await _enrol(conn, clock.now())
-    await database.pool.execute("UPDATE stock SET paused = true WHERE stock_id = 'paused'")
+    await database.pool.execute("UPDATE stock SET state = 'PAUSED' WHERE stock_id = 'paused'")
     await database.pool.execute("UPDATE merchant SET suspended = true WHERE merchant_id = 'BANNED'")
     return loaded, signers
 

@@ -1,23 +1,28 @@
 """Real stores for tests: a database per test cut from a template, a Valkey per test."""
 
+import asyncio
 import itertools
 import os
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import asyncpg
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
+from kernel.cluster import Cluster as KernelCluster
 from kernel.postgres import Connection, Pool
 from kernel.valkey import open_valkey
 from sql.migrate import ROLES, ensure_roles, migrate
 from stack.child import Child
 from stack.postgres_server import NOT_DURABLE, PostgresServer
+from stack.valkey_cluster import ValkeyCluster
 from stack.valkey_server import ValkeyServer
 
 TEMPLATE = "hanquan_template"
+QUICK_FAILOVER = {"cluster-node-timeout": "1000"}
 PASSWORD = "for tests: /@ must be quoted"
 
 _numbers = itertools.count(1)
@@ -70,6 +75,47 @@ class Valkey:
     def url(self) -> str:
         """URL with password."""
         return self.server.url
+
+
+@dataclass(frozen=True)
+class ValkeyNodes(Valkey):
+    """A Valkey Cluster of one's own; `client` speaks to all of it, `server` and `child` are its first node's."""
+
+    cluster: ValkeyCluster
+    children: list[Child]
+
+    @property
+    def url(self) -> str:
+        """URL of the cluster with password."""
+        return self.cluster.url
+
+    async def owner(self, key: str) -> int:
+        """Which node serves a key now, from 0."""
+        assert isinstance(self.client, KernelCluster)
+        port = (await self.client.node_of(key)).connection_pool.connection_kwargs["port"]
+        return [node.port for node in self.cluster.nodes].index(port)
+
+    async def replica(self, node: int) -> int:
+        """Who follows a node."""
+        for other, server in enumerate(self.cluster.nodes):
+            async with open_valkey(server.url) as client:
+                role = await client.role()
+            if role[0] == b"slave" and role[2] == self.cluster.nodes[node].port:
+                return other
+        raise AssertionError(f"nobody follows node {node}")
+
+    async def taken_over(self, key: str, victim: int, within_s: float = 10.0) -> None:
+        """Wait until another node serves a key."""
+        async with asyncio.timeout(within_s):
+            while await self.owner(key) == victim:
+                with suppress(RedisError):
+                    await self.client.exists(key)
+                await asyncio.sleep(0.02)
+
+    async def start(self, node: int) -> None:
+        """Start a node that was killed."""
+        self.children[node] = Child(self.cluster.nodes[node].program())
+        await self.children[node].ready()
 
 
 @asynccontextmanager
@@ -134,3 +180,20 @@ async def valkey(folder: Path, settings: Mapping[str, str] | None = None) -> Asy
         await client.aclose()
     finally:
         child.kill()
+
+
+@asynccontextmanager
+async def valkey_cluster(folder: Path, settings: Mapping[str, str] | None = None) -> AsyncIterator[ValkeyNodes]:
+    """Start three primaries and three replicas in a folder; they are killed at the end of the block."""
+    made = ValkeyCluster(folder, password=os.urandom(8).hex(), settings={**QUICK_FAILOVER, **(settings or {})})
+    await made.prepare()
+    children = [Child(program) for program in made.programs()]
+    try:
+        await asyncio.gather(*(child.ready() for child in children))
+        await made.join()
+        client = open_valkey(made.url)
+        yield ValkeyNodes(made.nodes[0], children[0], client, made, children)
+        await client.aclose()
+    finally:
+        for child in children:
+            child.kill()

@@ -27,9 +27,9 @@ SELECT id, id, id, {fund}, '', '2020-04-01+08' FROM unnest(ARRAY['wuhan-2020', '
 INSERT INTO round (round_no, campaign_no, round_id, opens_at, closes_at, budget_fen, per_person_and_partner_limit)
 SELECT no, no, 'R1', '2020-04-19 12:00+08', '2020-04-26+08', {fund}, 9 FROM generate_series(1, 2) no;
 INSERT INTO stock (stock_id, round_no, partner_no, category, quantity, face_value_fen, transaction_minimum_fen,
-                   city_bp, platform_bp, merchant_bp, funded_fen, valid_from, valid_until, refund_policy)
+                   city_bp, platform_bp, merchant_bp, funded_fen, valid_from, valid_until, refund_policy, state)
 SELECT x.stock_id, x.round_no, x.partner_no, 'dining', 1000000, 2000, 6000,
-       10000, 0, 0, 2000, '2020-04-19+08', {until}, x.policy
+       10000, 0, 0, 2000, '2020-04-19+08', {until}, x.policy, 'SCHEDULED'
   FROM (VALUES ('RESTORE-1', 1, 1, 'RESTORE'), ('RETURN-1', 1, 2, 'RETURN_TO_BUDGET'), ('OTHER-1', 2, 1, 'RESTORE'))
        AS x(stock_id, round_no, partner_no, policy);
 INSERT INTO transfer (bucket, campaign_no, kind, debit, credit, amount_fen, reference, booked_at)

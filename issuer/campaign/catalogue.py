@@ -25,7 +25,7 @@ class LoadedRound(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LoadedStock(msgspec.Struct, frozen=True, kw_only=True):
-    """A row of the table stock, with the partner's id. Times aware UTC."""
+    """A row of the table stock, with the partner's id. Times aware UTC; `state` as it was last moved."""
 
     stock_no: int
     stock_id: str
@@ -43,7 +43,7 @@ class LoadedStock(msgspec.Struct, frozen=True, kw_only=True):
     valid_from: datetime
     valid_until: datetime
     refund_policy: str
-    paused: bool
+    state: str
 
 
 class CampaignCatalogue(msgspec.Struct, frozen=True):

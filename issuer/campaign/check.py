@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
-from issuer.campaign import money_rules
+from issuer.campaign import limit_rules, money_rules, pack_rules
 from issuer.campaign.complaints import Code, Complaint
 from issuer.campaign.model import Round
 from issuer.campaign.parse import Lines, Parsed, StockLine
@@ -28,9 +28,10 @@ def check(parsed: Parsed) -> tuple[Complaint, ...]:
 
 
 def ids_are_unique(parsed: Parsed) -> Iterator[Complaint]:
-    """No two partners, categories or rounds share an id."""
+    """No two partners, categories, groups or rounds share an id."""
     yield from _unique("partner", [(each.value.partner_id, each.table) for each in parsed.partners])
     yield from _unique("category", [(each.value.category_id, each.table) for each in parsed.categories])
+    yield from _unique("group", [(each.value.group_id, each.table) for each in parsed.groups])
     yield from _unique("round", [(each.value.round_id, each.table) for each in parsed.rounds])
 
 
@@ -74,12 +75,14 @@ def _one_stock_a_pair(lines: Lines) -> Iterator[Complaint]:
 
 
 def names_fit(parsed: Parsed) -> Iterator[Complaint]:
-    """The name of every stock fits where partners store it."""
-    names = (stock.stock_id for each in parsed.campaign.rounds for stock in each.stocks)
-    longest = max(names, key=len, default="")
+    """The name of every stock and pack fits where partners store it."""
+    rounds = parsed.campaign.rounds
+    stocks = [("stock", stock.stock_id) for each in rounds for stock in each.stocks]
+    packs = [("pack", pack.pack_id) for each in rounds for pack in each.packs]
+    what, longest = max((*stocks, *packs), key=lambda named: len(named[1]), default=("", ""))
     if len(longest) > STOCK_ID_MAX:
-        words = f"a stock would be called {longest}, {len(longest)} letters, and at most {STOCK_ID_MAX} are possible"
-        words += "; shorten the id of the campaign, round, partner or category"
+        words = f"a {what} would be called {longest}, {len(longest)} letters, and at most {STOCK_ID_MAX} are possible"
+        words += f"; shorten the id of the campaign, round, partner or {'category' if what == 'stock' else 'pack'}"
         yield Complaint.at(parsed.top.spot_of("id"), Code.NAME_TOO_LONG, words)
 
 
@@ -182,5 +185,7 @@ RULES: tuple[Rule, ...] = (
     rounds_close_after_opening,
     vouchers_outlive_their_round,
     rounds_take_turns,
+    *limit_rules.RULES,
+    *pack_rules.RULES,
     *money_rules.RULES,
 )

@@ -55,6 +55,16 @@ class Code(StrEnum):
     EXPOSURE_OVER_FUND = "EXPOSURE_OVER_FUND"
     PLAN_OVER_FUND = "PLAN_OVER_FUND"
 
+    UNKNOWN_GROUP = "UNKNOWN_GROUP"
+    UNUSED_GROUP = "UNUSED_GROUP"
+    LIMIT_TOO_LOW = "LIMIT_TOO_LOW"
+    PACK_WITHOUT_STOCK = "PACK_WITHOUT_STOCK"
+    PACK_TOO_LARGE = "PACK_TOO_LARGE"
+    PACK_OF_GRANTED = "PACK_OF_GRANTED"
+    STAGES_NOT_RISING = "STAGES_NOT_RISING"
+    STAGES_NOT_WHOLE = "STAGES_NOT_WHOLE"
+    STAGE_TOO_LATE = "STAGE_TOO_LATE"
+
 
 class Spot(msgspec.Struct, frozen=True, order=True):
     """A place in the file. `line` counts from 1; `path` is like ``rounds[3].budget``, from 0."""

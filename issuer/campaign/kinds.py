@@ -139,6 +139,10 @@ def ident(pattern: str, words: str, example: str) -> Kind[str]:
     return Kind(read, example)
 
 
+PARTNER_ID = ident("[a-z0-9_-]{2,32}", "2 to 32 small letters, digits, hyphens and underscores", "wechat")
+CATEGORY_ID = ident("[a-z0-9-]{2,32}", "2 to 32 small letters, digits and hyphens", "dining")
+
+
 def _read_title(text: str) -> str:
     if not 1 <= len(text) <= 80 or "\n" in text:
         raise Unreadable(Code.BAD_TEXT, f"a name has 1 to 80 characters on one line; this one has {len(text)}")

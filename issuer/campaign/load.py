@@ -30,12 +30,13 @@ class NotLoaded(msgspec.Struct, frozen=True):
 
 
 class LoadedCampaign(msgspec.Struct, frozen=True, kw_only=True):
-    """The numbers that a campaign got: its own, rounds by their id, stocks by theirs."""
+    """The numbers that a campaign got: its own, and those of rounds, stocks and packs by their ids."""
 
     campaign_no: int
     campaign_id: str
     round_nos: Mapping[str, int]
     stock_nos: Mapping[str, int]
+    pack_nos: Mapping[str, int]
 
 
 class City(msgspec.Struct, frozen=True):
@@ -58,11 +59,14 @@ async def load_city(conn: Connection, buckets: int, shards: int) -> City:
     return City(row["buckets"], row["shards"])
 
 
-async def load(conn: Connection, campaign: Campaign, document: str, *, now: datetime) -> LoadedCampaign | NotLoaded:
-    """Writes partners, campaign, rounds and stocks, opens the rounds' storage and books the fund.
+async def load(
+    conn: Connection, campaign: Campaign, document: str, *, now: datetime, state: str = "SCHEDULED"
+) -> LoadedCampaign | NotLoaded:
+    """Writes partners, campaign, rounds, groups, stocks, packs and stages, opens the rounds' storage, books the fund.
 
     One transaction, as hanquan_operator; two loads at once take turns. `document` is the file the
-    campaign was read from. Partners that are known are reused; rounds take the next free numbers.
+    campaign was read from, `state` what its stocks start in (stock_state in schema.sql). Partners that
+    are known are reused; rounds take the next free numbers.
     """
     async with conn.transaction():
         await conn.execute(_queries["lock_loading"])
@@ -71,23 +75,21 @@ async def load(conn: Connection, campaign: Campaign, document: str, *, now: date
             return refusal
         round_nos = {each.round_id: no for no, each in enumerate(campaign.rounds, start=highest + 1)}
         await _insert_partners(conn, campaign)
-        campaign_no = await conn.fetchval(
-            _queries["insert_campaign"],
-            campaign.campaign_id,
-            campaign.title_zh,
-            campaign.title_en,
-            campaign.fund_fen,
-            document,
-            now,
-        )
+        campaign_no = await _insert_campaign(conn, campaign, document, now)
         await _insert_rounds(conn, campaign, campaign_no, round_nos)
         stock_nos: dict[str, int] = {}
+        pack_nos: dict[str, int] = {}
         for each in campaign.rounds:
-            stock_nos |= await _insert_stocks(conn, campaign, each, round_nos[each.round_id])
+            stock_nos |= await _insert_stocks(conn, campaign, each, round_nos[each.round_id], state)
+            pack_nos |= await _insert_packs(conn, each, round_nos[each.round_id], stock_nos)
         await conn.execute(_queries["open_round_storage"], list(round_nos.values()))
         await conn.execute(_queries["fund"], campaign_no, campaign.fund_fen, f"fund {campaign.campaign_id}", now)
     return LoadedCampaign(
-        campaign_no=campaign_no, campaign_id=campaign.campaign_id, round_nos=round_nos, stock_nos=stock_nos
+        campaign_no=campaign_no,
+        campaign_id=campaign.campaign_id,
+        round_nos=round_nos,
+        stock_nos=stock_nos,
+        pack_nos=pack_nos,
     )
 
 
@@ -107,7 +109,22 @@ async def _insert_partners(conn: Connection, campaign: Campaign) -> None:
         [partner.partner_id for partner in campaign.partners],
         [partner.name_zh for partner in campaign.partners],
         [partner.name_en for partner in campaign.partners],
+        [partner.claims_per_s_max for partner in campaign.partners],
     )
+
+
+async def _insert_campaign(conn: Connection, campaign: Campaign, document: str, now: datetime) -> int:
+    campaign_no: int = await conn.fetchval(
+        _queries["insert_campaign"],
+        campaign.campaign_id,
+        campaign.title_zh,
+        campaign.title_en,
+        campaign.fund_fen,
+        document,
+        now,
+        campaign.face_per_person_fen,
+    )
+    return campaign_no
 
 
 async def _insert_rounds(conn: Connection, campaign: Campaign, campaign_no: int, round_nos: Mapping[str, int]) -> None:
@@ -115,15 +132,31 @@ async def _insert_rounds(conn: Connection, campaign: Campaign, campaign_no: int,
         _queries["insert_rounds"],
         campaign_no,
         campaign.per_person_round_and_partner,
+        campaign.per_person_and_round,
         [round_nos[each.round_id] for each in campaign.rounds],
         [each.round_id for each in campaign.rounds],
         [each.opens_at for each in campaign.rounds],
         [each.closes_at for each in campaign.rounds],
         [each.budget_fen for each in campaign.rounds],
     )
+    await conn.execute(
+        _queries["insert_groups"],
+        list(round_nos.values()),
+        [group.group_id for group in campaign.groups],
+        [group.per_person for group in campaign.groups],
+    )
+    stages = [(round_nos[each.round_id], stage) for each in campaign.rounds for stage in each.stages]
+    await conn.execute(
+        _queries["insert_stages"],
+        [round_no for round_no, _ in stages],
+        [stage.after_s for _, stage in stages],
+        [stage.share_bp for _, stage in stages],
+    )
 
 
-async def _insert_stocks(conn: Connection, campaign: Campaign, each: Round, round_no: int) -> dict[str, int]:
+async def _insert_stocks(
+    conn: Connection, campaign: Campaign, each: Round, round_no: int, state: str
+) -> dict[str, int]:
     rows = await conn.fetch(
         _queries["insert_stocks"],
         round_no,
@@ -140,5 +173,28 @@ async def _insert_stocks(conn: Connection, campaign: Campaign, each: Round, roun
         [stock.face_value_fen for stock in each.stocks],
         [stock.transaction_minimum_fen for stock in each.stocks],
         [stock.funded_fen for stock in each.stocks],
+        [stock.group_id for stock in each.stocks],
+        [stock.is_granted for stock in each.stocks],
+        state,
     )
     return {row["stock_id"]: row["stock_no"] for row in rows}
+
+
+async def _insert_packs(conn: Connection, each: Round, round_no: int, stock_nos: Mapping[str, int]) -> dict[str, int]:
+    rows = await conn.fetch(
+        _queries["insert_packs"],
+        round_no,
+        [pack.pack_id for pack in each.packs],
+        [pack.partner_id for pack in each.packs],
+        [pack.group_id for pack in each.packs],
+        [pack.is_granted for pack in each.packs],
+    )
+    pack_nos = {row["pack_id"]: row["pack_no"] for row in rows}
+    items = [(pack_nos[pack.pack_id], item) for pack in each.packs for item in pack.items]
+    await conn.execute(
+        _queries["insert_pack_items"],
+        [pack_no for pack_no, _ in items],
+        [stock_nos[item.stock_id] for _, item in items],
+        [item.quantity for _, item in items],
+    )
+    return pack_nos

@@ -12,11 +12,15 @@ RefundPolicy = NewType("RefundPolicy", str)
 
 
 class Partner(msgspec.Struct, frozen=True, kw_only=True):
-    """A platform that hands vouchers to its users."""
+    """A platform that hands vouchers to its users.
+
+    claims_per_s_max   claims a second that it may send; None: no limit
+    """
 
     partner_id: str
     name_zh: str
     name_en: str
+    claims_per_s_max: int | None = None
 
 
 class Category(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,8 +52,25 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
     refund_policy: RefundPolicy
 
 
+class Group(msgspec.Struct, frozen=True, kw_only=True):
+    """Stocks and packs of a round of which a person may claim only so many together, at whatever partner."""
+
+    group_id: str
+    per_person: int
+
+
+class Stage(msgspec.Struct, frozen=True, kw_only=True):
+    """From `after_s` seconds after the opening on, `share_bp` of each stock can be claimed."""
+
+    after_s: int
+    share_bp: int
+
+
 class Stock(msgspec.Struct, frozen=True, kw_only=True):
-    """Vouchers of one round, partner and category; all alike."""
+    """Vouchers of one round, partner and category; all alike.
+
+    is_granted   the city hands them to a list of people; nobody can claim them
+    """
 
     stock_id: str
     partner_id: str
@@ -58,6 +79,8 @@ class Stock(msgspec.Struct, frozen=True, kw_only=True):
     face_value_fen: int
     transaction_minimum_fen: int
     funded_fen: int
+    group_id: str | None = None
+    is_granted: bool = False
 
     @property
     def total_face_fen(self) -> int:
@@ -75,8 +98,33 @@ class Stock(msgspec.Struct, frozen=True, kw_only=True):
         return self.quantity * self.transaction_minimum_fen
 
 
+class PackItem(msgspec.Struct, frozen=True, kw_only=True):
+    """So many vouchers of one stock."""
+
+    stock_id: str
+    quantity: int
+
+
+class Pack(msgspec.Struct, frozen=True, kw_only=True):
+    """Several vouchers of one partner that are claimed together, all or none; they come out of its stocks."""
+
+    pack_id: str
+    partner_id: str
+    items: tuple[PackItem, ...]
+    group_id: str | None = None
+    is_granted: bool = False
+
+    @property
+    def vouchers(self) -> int:
+        """Vouchers in one pack."""
+        return sum(item.quantity for item in self.items)
+
+
 class Round(msgspec.Struct, frozen=True, kw_only=True):
-    """One grab. Claims from `opens_at` until `closes_at`; vouchers are good from then through `valid_until`."""
+    """One grab. Claims from `opens_at` until `closes_at`; vouchers are good from then through `valid_until`.
+
+    stages   how the stocks are released; none: all at the opening
+    """
 
     round_id: str
     opens_at: datetime
@@ -84,6 +132,8 @@ class Round(msgspec.Struct, frozen=True, kw_only=True):
     valid_until: datetime
     budget_fen: int
     stocks: tuple[Stock, ...]
+    packs: tuple[Pack, ...] = ()
+    stages: tuple[Stage, ...] = ()
 
     @property
     def quantity(self) -> int:
@@ -105,6 +155,17 @@ class Round(msgspec.Struct, frozen=True, kw_only=True):
         """The bills that come at least with all vouchers used."""
         return sum(stock.least_spending_fen for stock in self.stocks)
 
+    def stock(self, stock_id: str) -> Stock:
+        """The stock of that name. Raises KeyError."""
+        for stock in self.stocks:
+            if stock.stock_id == stock_id:
+                return stock
+        raise KeyError(f"round {self.round_id} has no stock {stock_id}")
+
+    def face_of(self, pack: Pack) -> int:
+        """Face of all vouchers of one pack, in fen."""
+        return sum(item.quantity * self.stock(item.stock_id).face_value_fen for item in pack.items)
+
 
 class Campaign(msgspec.Struct, frozen=True, kw_only=True):
     """A campaign as its file says it.
@@ -112,6 +173,12 @@ class Campaign(msgspec.Struct, frozen=True, kw_only=True):
     rollover                 money of vouchers that were not used pays later rounds
     expected_redemption_bp   share of the vouchers that the city expects to be used; None: no such plan
     opening_time             the hour, in `zone`, at which every round opens
+
+    What one person may have, a pack counting as one claim; None: no such limit:
+    per_person_round_and_partner   claims in a round at one partner
+    per_person_and_round           claims in a round at all partners together
+    face_per_person_fen            face of all vouchers of the campaign
+    groups                         claims in a round out of the stocks and packs of a group
     """
 
     campaign_id: str
@@ -128,6 +195,9 @@ class Campaign(msgspec.Struct, frozen=True, kw_only=True):
     per_person_round_and_partner: int
     offer: Offer
     rounds: tuple[Round, ...]
+    per_person_and_round: int | None = None
+    face_per_person_fen: int | None = None
+    groups: tuple[Group, ...] = ()
 
     @property
     def quantity(self) -> int:
@@ -163,5 +233,8 @@ class Campaign(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def stock_id_of(campaign_id: str, round_id: str, partner_id: str, category_id: str) -> str:
-    """The name of a stock. Never the same for two: of the four only a partner's id may hold an underscore."""
+    """The name of a stock. Never the same for two: of the four only a partner's id may hold an underscore.
+
+    A pack's name is made the same way, with its id in place of the category's; the two must differ.
+    """
     return "_".join((campaign_id, round_id, partner_id, category_id))

@@ -11,15 +11,18 @@ from typing import TypeAlias
 
 import msgspec
 
-from issuer.campaign import kinds
+from issuer.campaign import extras, kinds
 from issuer.campaign.apportion import apportion
 from issuer.campaign.complaints import Code, Complaint, Complaints
-from issuer.campaign.kinds import end_of_validity, format_percent, ident, one_of, whole
+from issuer.campaign.extras import LIMIT_MAX, Groups, PackLine, Packs, Plan
+from issuer.campaign.kinds import CATEGORY_ID, PARTNER_ID, end_of_validity, format_percent, ident, one_of, whole
 from issuer.campaign.model import (
     Campaign,
     Category,
     Funding,
     Offer,
+    Pack,
+    PackItem,
     Partner,
     RefundPolicy,
     Round,
@@ -38,19 +41,19 @@ CATEGORIES_MAX = 32
 STOCKS_MAX = 20_000
 """Stocks of all rounds together. The issuer keeps every stock in memory."""
 QUANTITY_MAX = 100_000_000
+CLAIMS_PER_S_MAX = 1_000_000
 
 CAMPAIGN_ID = ident("[a-z0-9-]{3,40}", "3 to 40 small letters, digits and hyphens", "wuhan-2020")
-PARTNER_ID = ident("[a-z0-9_-]{2,32}", "2 to 32 small letters, digits, hyphens and underscores", "wechat")
-CATEGORY_ID = ident("[a-z0-9-]{2,32}", "2 to 32 small letters, digits and hyphens", "dining")
 ROUND_ID = ident("[A-Za-z0-9-]{1,16}", "1 to 16 letters, digits and hyphens", "r01")
 REFUND_POLICY = one_of("RESTORE", "RETURN_TO_BUDGET")
 
 _TOP = (
     *("id", "title", "zone", "fund", "rollover", "expected_redemption", "opening_time", "partners"),
-    *("categories", "funding", "limits", "offer", "validity", "stocks", "rounds"),
+    *("categories", "funding", "limits", "groups", "offer", "validity", "stocks", "packs", "release", "rounds"),
 )
-_ROUND = ("id", "opens", "closes", "valid_until", "budget", "scale", "stocks")
-_STOCK = ("partner", "category", "face", "quantity", "minimum")
+_ROUND = ("id", "opens", "closes", "valid_until", "budget", "scale", "stocks", "packs", "release")
+_STOCK = ("partner", "category", "face", "quantity", "minimum", "group", "granted")
+_LIMITS = ("per_person_round_and_partner", "per_person_and_round", "face_per_person")
 
 
 class StockLine(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,6 +64,8 @@ class StockLine(msgspec.Struct, frozen=True, kw_only=True):
     face_value_fen: int
     quantity: int
     minimum_fen: int | None
+    group_id: str | None
+    is_granted: bool
 
 
 Lines: TypeAlias = Sequence[Written[StockLine]]
@@ -70,14 +75,19 @@ class Parsed(msgspec.Struct, frozen=True, kw_only=True):
     """A file as far as it could be read, with the places where things stand.
 
     stock_lists   the template first, then what single rounds write
+    plans         how stocks are released: the campaign's plan, if it has one, then what single rounds write
     """
 
     campaign: Campaign
     complaints: tuple[Complaint, ...]
     top: Table
+    limits: Table | None
     partners: tuple[Written[Partner], ...]
     categories: tuple[Written[Category], ...]
+    groups: Groups
     stock_lists: tuple[Lines, ...]
+    packs: Packs
+    plans: tuple[Plan, ...]
     rounds: tuple[Written[Round], ...]
 
 
@@ -90,6 +100,8 @@ class _Rules(msgspec.Struct, frozen=True, kw_only=True):
     validity_days: int | None
     validity_until: datetime | None
     template: Lines
+    packs: Packs
+    plan: Plan | None
 
 
 def parse(data: bytes) -> Parsed | tuple[Complaint, ...]:
@@ -105,8 +117,10 @@ def parse(data: bytes) -> Parsed | tuple[Complaint, ...]:
 def _read_campaign(top: Table) -> Parsed:
     partners = tuple(_partners(top))
     categories = tuple(_categories(top))
+    groups = tuple(extras.groups(top))
+    limits = top.table("limits", what="limits", known=_LIMITS)
     rules = _rules(top)
-    rounds, lists = _rounds(top, rules)
+    rounds, lists, plans = _rounds(top, rules)
     title_zh, title_en = _names(top, "title")
     campaign = Campaign(
         campaign_id=rules.campaign_id,
@@ -120,7 +134,10 @@ def _read_campaign(top: Table) -> Parsed:
         partners=tuple(each.value for each in partners),
         categories=tuple(each.value for each in categories),
         funding=rules.funding,
-        per_person_round_and_partner=_person_limit(top),
+        per_person_round_and_partner=(limits.read(_LIMITS[0], whole(1, 9)) if limits else None) or 1,
+        per_person_and_round=limits.read(_LIMITS[1], whole(1, LIMIT_MAX), required=False) if limits else None,
+        face_per_person_fen=limits.read(_LIMITS[2], kinds.AMOUNT_FEN, required=False) if limits else None,
+        groups=tuple(each.value for each in groups),
         offer=rules.offer,
         rounds=tuple(each.value for each in rounds),
     )
@@ -128,9 +145,13 @@ def _read_campaign(top: Table) -> Parsed:
         campaign=campaign,
         complaints=top.complaints.in_order(),
         top=top,
+        limits=limits,
         partners=partners,
         categories=categories,
+        groups=groups,
         stock_lists=(rules.template, *lists),
+        packs=rules.packs,
+        plans=(*((rules.plan,) if rules.plan else ()), *plans),
         rounds=tuple(rounds),
     )
 
@@ -146,11 +167,12 @@ def _names(table: Table, key: str) -> tuple[str, str]:
 
 
 def _partners(top: Table) -> Iterable[Written[Partner]]:
-    for row in top.rows("partners", what="partner", known=("id", "name"), most=PARTNERS_MAX):
+    for row in top.rows("partners", what="partner", known=("id", "name", "claims_per_second"), most=PARTNERS_MAX):
         partner_id = row.read("id", PARTNER_ID)
         name_zh, name_en = _names(row, "name")
+        most = row.read("claims_per_second", whole(1, CLAIMS_PER_S_MAX), required=False)
         if partner_id is not None:
-            yield Written(Partner(partner_id=partner_id, name_zh=name_zh, name_en=name_en), row)
+            yield Written(Partner(partner_id=partner_id, name_zh=name_zh, name_en=name_en, claims_per_s_max=most), row)
 
 
 def _categories(top: Table) -> Iterable[Written[Category]]:
@@ -170,6 +192,8 @@ def _rules(top: Table) -> _Rules:
         validity_days=days,
         validity_until=until,
         template=_stock_lines(top, least=1),
+        packs=tuple(extras.packs(top)),
+        plan=extras.plan(top),
     )
 
 
@@ -187,12 +211,6 @@ def _funding(top: Table) -> Funding:
         top.complain(Code.FUNDING_NOT_WHOLE, "funding", words)
         return all_city
     return Funding(city_bp=city, platform_bp=platform, merchant_bp=merchant)
-
-
-def _person_limit(top: Table) -> int:
-    known = ("per_person_round_and_partner",)
-    limits = top.table("limits", what="limits", known=known)
-    return (limits.read(known[0], whole(1, 9)) if limits else None) or 1
 
 
 def _offer(top: Table) -> Offer:
@@ -240,6 +258,7 @@ def _stock_line(row: Table, least: int) -> Written[StockLine] | None:
     face_value_fen = row.read("face", kinds.AMOUNT_FEN)
     quantity = row.read("quantity", whole(least, QUANTITY_MAX))
     minimum_fen = row.read("minimum", kinds.AMOUNT_FEN, required=False)
+    group_id, is_granted = extras.membership(row)
     if partner_id is None or category_id is None or face_value_fen is None or quantity is None:
         return None
     line = StockLine(
@@ -248,27 +267,34 @@ def _stock_line(row: Table, least: int) -> Written[StockLine] | None:
         face_value_fen=face_value_fen,
         quantity=quantity,
         minimum_fen=minimum_fen,
+        group_id=group_id,
+        is_granted=is_granted,
     )
     return Written(line, row)
 
 
-def _rounds(top: Table, rules: _Rules) -> tuple[list[Written[Round]], list[Lines]]:
+def _rounds(top: Table, rules: _Rules) -> tuple[list[Written[Round]], list[Lines], list[Plan]]:
     rounds: list[Written[Round]] = []
     lists: list[Lines] = []
+    plans: list[Plan] = []
     rows = top.rows("rounds", what="round", known=_ROUND, most=ROUNDS_MAX)
-    if len(rows) * len(rules.template) > STOCKS_MAX:
-        words = f"{len(rows)} rounds of {len(rules.template)} stocks are more than {STOCKS_MAX:,} stocks in all"
-        top.complain(Code.TOO_MANY, "rounds", words)
-        rules = msgspec.structs.replace(rules, template=rules.template[:1])
+    if len(rows) * (len(rules.template) + len(rules.packs)) > STOCKS_MAX:
+        what = f"{len(rules.template)} stocks" + (f" and {len(rules.packs)} packs" if rules.packs else "")
+        top.complain(
+            Code.TOO_MANY, "rounds", f"{len(rows)} rounds of {what} are more than {STOCKS_MAX:,} stocks in all"
+        )
+        rules = msgspec.structs.replace(rules, template=rules.template[:1], packs=())
     for row in rows:
         own = _stock_lines(row, least=0, required=False) if row.has("stocks") else []
+        plan = extras.plan(row)
         lists.append(own)
-        if (each := _round(row, rules, own)) is not None:
+        plans += [plan] if plan else []
+        if (each := _round(row, rules, own, plan or rules.plan)) is not None:
             rounds.append(Written(each, row))
-    return rounds, lists
+    return rounds, lists, plans
 
 
-def _round(row: Table, rules: _Rules, own: Lines) -> Round | None:
+def _round(row: Table, rules: _Rules, own: Lines, plan: Plan | None) -> Round | None:
     round_id = row.read("id", ROUND_ID) or row.spot.path
     scale = row.read("scale", whole(1, 1_000), required=False)
     opens_at = row.read("opens", kinds.MOMENT)
@@ -278,6 +304,7 @@ def _round(row: Table, rules: _Rules, own: Lines) -> Round | None:
     if opens_at is None or closes_at is None:
         return None
     stocks = _stocks(rules, round_id, scale or 100, own)
+    has_packs = row.read("packs", kinds.FLAG, required=False) is not False
     return Round(
         round_id=round_id,
         opens_at=opens_at,
@@ -285,6 +312,22 @@ def _round(row: Table, rules: _Rules, own: Lines) -> Round | None:
         valid_until=valid_until or _valid_until(row, rules, opens_at, closes_at),
         budget_fen=budget_fen or max(1, sum(stock.exposure_fen for stock in stocks)),
         stocks=stocks,
+        packs=tuple(_pack(rules, round_id, each.value) for each in rules.packs if has_packs),
+        stages=plan.values if plan else (),
+    )
+
+
+def _pack(rules: _Rules, round_id: str, line: PackLine) -> Pack:
+    def stock_id(category_id: str) -> str:
+        return stock_id_of(rules.campaign_id, round_id, line.partner_id, category_id)
+
+    items = (PackItem(stock_id=stock_id(each.value.category_id), quantity=each.value.quantity) for each in line.items)
+    return Pack(
+        pack_id=stock_id(line.pack_id),
+        partner_id=line.partner_id,
+        items=tuple(items),
+        group_id=line.group_id,
+        is_granted=line.is_granted,
     )
 
 
@@ -320,4 +363,6 @@ def _stock(rules: _Rules, round_id: str, line: StockLine, quantity: int) -> Stoc
         face_value_fen=line.face_value_fen,
         transaction_minimum_fen=line.minimum_fen or line.face_value_fen * rules.offer.minimum_spend_times,
         funded_fen=rules.funding.funded_fen(line.face_value_fen),
+        group_id=line.group_id,
+        is_granted=line.is_granted,
     )

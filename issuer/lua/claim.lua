@@ -5,61 +5,94 @@
 -- KEYS[1]  the shard's hash tag, such as {s0}. Never a key itself: every key below carries it, so on a
 --          cluster all of them live on one node (docs/adr/0004-keys-by-hash-tag.md).
 -- ARGV[i]  one claim, packed by issuer/record.py (big-endian):
---            1-2   round_no          9-16  person digest     33-40 body digest
---            3-6   stock_no         17-24  device digest     41-56 person token
---            7-8   partner_no       25-32  request digest    57-   out_request_no
+--            1-2  round_no          14-21 device digest      50-51 partition
+--            3-4  slot of the offer 22-29 request digest     52-55 face_fen of the offer
+--            5    1: a grant        30-33 body tag           56    how many parts
+--            6-13 person digest     34-49 person token       57-   a part: stock_no 4, quantity 1;
+--                                                                  then out_request_no
 --          a device digest of eight zero bytes: no device was named
 --
 -- Answers one string a claim, in order:
---   G<serial><ms>  granted now            serial 4 bytes, ms (campaign time) 8 bytes as a double
---   R<serial><ms>  granted before to this very request
+--   G<serial><ms>  granted now            serial 4 bytes, ms (campaign time) 8 bytes as a double; a pack of n
+--   R<serial><ms>  granted before to this very request             vouchers has the serials from this one on
+--   L<ms>          later: all that was released is taken; the next stage comes then
 --   or the name of a refusal: IDEMPOTENCY_MISMATCH, NOT_STARTED, ENDED, PAUSED, UNPUBLISHED, SOLD_OUT,
---   USER_ALREADY_CLAIMED, REQUEST_BLOCKED, FREQUENCY_LIMITED, DEVICE_LIMIT
+--   USER_ALREADY_CLAIMED, PERSON_LIMIT, GROUP_LIMIT, FACE_LIMIT, REQUEST_BLOCKED, FREQUENCY_LIMITED, DEVICE_LIMIT
 --
 -- Order matters. A replay is answered first, so that a retry always finds its win; the person is
 -- checked before stock is touched, so that a second click never eats a voucher.
 --
--- Keys of a round (written by publish.lua, erased with the round):
---   {s0}:round:<no>        opens_ms closes_ms offset_ms limit hash_buckets serial left:<stock_no> paused:<stock_no>
---   {s0}:req:<no>:<bkt>    request digest -> body digest 8, serial 4, ms 8
---   {s0}:who:<no>:<bkt>    person digest + partner_no -> how many they have
+-- Keys (written by publish.lua; issuer/keys.py names them)
+--   {s0}:round:<no>        opens_ms closes_ms offset_ms hash_buckets serial partner_limit person_limit face_max
+--                          campaign_no stages slots; slots: four bytes an offer, partner_no 2, group_no, group_limit
+--   {s0}:stock:<no>        left total moved state adjusted; total is what stages are shares of
+--   {s0}:who:<no>:<bkt>    hash: 6 bytes of the person digest -> what they won, one record a win:
+--                          slot 1, body tag 4, serial 3, ms after opening 3            while all of them fit, else
+--                          slot 2 (first bit set), body tag 4, serial 4, ms 5
+--   {s0}:req:<no>:<bkt>    set of integers: 48 bits of each request digest that won
+--   {s0}:cap:<campaign>:<bkt>  hash: 6 bytes of the person digest -> face_fen they won in the campaign, if it is capped
 --   {s0}:log               the stream that the drain reads; one entry a call, all its wins in field w
--- Cost: about eight O(1) commands a granted claim; hashes stay small enough to be listpacks.
+-- Small hashes stay listpacks and small sets intsets, so a win costs its bytes and no key (docs/adr/0010-thirty-bytes-a-win.md).
+-- Cost: about eight O(1) commands a granted claim.
 
 local tag = KEYS[1]
 local no_device = string.rep('\0', 8)
-local clock = redis.call('TIME')
+local byte, sub, pack, unpack_ = string.byte, string.sub, struct.pack, struct.unpack
+local call = redis.call
+local SHORT_SLOTS, SHORT = 128, 16777216  -- what one byte holds beside its first bit, and three bytes
+local LATER = byte('L')
+local CAP_BUCKETS = 65536  -- alike in every round of a campaign
+local clock = call('TIME')
 local store_ms = clock[1] * 1000 + math.floor(clock[2] / 1000)
 
-local rounds = {}  -- what one call learns about a round it reads once and writes back at the end
+local rounds, stocks = {}, {}  -- what one call learns it reads once and writes back at the end
 local wins = {}
 
-local function bucket_of(digest, buckets)
-    local a, b, c = string.byte(digest, 1, 3)
+local function bucket_of(text, at, buckets)
+    local a, b, c = byte(text, at, at + 2)
     return (a * 65536 + b * 256 + c) % buckets
+end
+
+-- The share of each stock that is out, in hundredths of a percent, and when the next stage comes.
+local function released(stages, after_ms)
+    local share_bp, next_ms = 0, nil
+    for from_ms, bp in string.gmatch(stages, '(%d+):(%d+)') do
+        if tonumber(from_ms) > after_ms then
+            next_ms = tonumber(from_ms)
+            break
+        end
+        share_bp = tonumber(bp)
+    end
+    return share_bp, next_ms
 end
 
 local function open_round(no)
     local key = tag .. ':round:' .. no
-    local row = redis.call('HMGET', key, 'opens_ms', 'closes_ms', 'offset_ms', 'limit', 'hash_buckets', 'serial')
-    local round = { key = key, known = row[1] and true, left = {}, taken = {}, paused = {} }
+    local row = call('HMGET', key, 'opens_ms', 'closes_ms', 'offset_ms', 'hash_buckets', 'serial', 'partner_limit',
+        'person_limit', 'face_max', 'campaign_no', 'stages', 'slots')
+    local round = { key = key, known = row[1] and true }
     if round.known then
         round.opens_ms, round.closes_ms, round.now_ms = tonumber(row[1]), tonumber(row[2]), store_ms + tonumber(row[3])
-        round.limit, round.buckets, round.serial = tonumber(row[4]), tonumber(row[5]), tonumber(row[6])
-        round.first_serial = round.serial
+        round.buckets, round.serial, round.first_serial = tonumber(row[4]), tonumber(row[5]), tonumber(row[5])
+        round.partner_limit, round.person_limit, round.face_max = tonumber(row[6]), tonumber(row[7]), tonumber(row[8])
+        round.share_bp = 10000
+        if row[10] ~= '' then
+            round.share_bp, round.next_ms = released(row[10], round.now_ms - round.opens_ms)
+        end
+        round.slots = row[11]
         round.req, round.who = tag .. ':req:' .. no .. ':', tag .. ':who:' .. no .. ':'
+        round.cap = tag .. ':cap:' .. row[9] .. ':'
     end
     rounds[no] = round
     return round
 end
 
-local function left_of(round, stock_no)
-    if round.left[stock_no] == nil then
-        local row = redis.call('HMGET', round.key, 'left:' .. stock_no, 'paused:' .. stock_no)
-        round.left[stock_no], round.paused[stock_no] = tonumber(row[1]) or -1, row[2] == '1'
-        round.taken[stock_no] = 0
-    end
-    return round.left[stock_no]
+local function open_stock(no)
+    local key = tag .. ':stock:' .. no
+    local row = call('HMGET', key, 'left', 'total', 'state')
+    local stock = { key = key, left = tonumber(row[1]), total = tonumber(row[2]), state = row[3], taken = 0 }
+    stocks[no] = stock
+    return stock
 end
 
 local function window(round)
@@ -67,42 +100,123 @@ local function window(round)
     if round.now_ms >= round.closes_ms then return 'ENDED' end
 end
 
+-- Partner, group and limit of the group of an offer.
+local function offer_of(round, slot)
+    local p1, p2, group, group_limit = byte(round.slots, slot * 4 + 1, slot * 4 + 4)
+    return p1 * 256 + p2, group, group_limit
+end
+
+-- Calls visit(slot, tag, serial, after_ms) for each win on record; stops when it returns something, and returns that.
+local function each_win(records, visit)
+    local at = 1
+    while at <= #records do
+        local slot, body, serial, after_ms = byte(records, at), nil, nil, nil
+        if slot < SHORT_SLOTS then
+            body, serial, after_ms = sub(records, at + 1, at + 4), unpack_('>I3I3', records, at + 5)
+            at = at + 11
+        else
+            slot = (slot - SHORT_SLOTS) * 256 + byte(records, at + 1)
+            body, serial, after_ms = sub(records, at + 2, at + 5), unpack_('>I4I5', records, at + 6)
+            at = at + 15
+        end
+        local found = visit(slot, body, serial, after_ms)
+        if found then return found end
+    end
+end
+
+local function record_of(slot, body, serial, after_ms)
+    if slot < SHORT_SLOTS and serial < SHORT and after_ms < SHORT then
+        return pack('>B', slot) .. body .. pack('>I3I3', serial, after_ms)
+    end
+    return pack('>I2', slot + SHORT_SLOTS * 256) .. body .. pack('>I4I5', serial, after_ms)
+end
+
+local function over_limit(round, slot, records)
+    local partner_no, group, group_limit = offer_of(round, slot)
+    local all, of_partner, of_group = 0, 0, 0
+    each_win(records, function(won)
+        local its_partner, its_group = offer_of(round, won)
+        all = all + 1
+        if its_partner == partner_no then of_partner = of_partner + 1 end
+        if group > 0 and its_group == group then of_group = of_group + 1 end
+    end)
+    if of_partner >= round.partner_limit then return 'USER_ALREADY_CLAIMED' end
+    if round.person_limit > 0 and all >= round.person_limit then return 'PERSON_LIMIT' end
+    if group > 0 and of_group >= group_limit then return 'GROUP_LIMIT' end
+end
+
+-- Why the parts of an offer cannot be had now; takes nothing.
+local function short_of(round, c, parts)
+    local waits
+    for i = 0, parts - 1 do
+        local stock_no, quantity = unpack_('>I4B', c, 57 + i * 5)
+        local stock = stocks[stock_no] or open_stock(stock_no)
+        if not stock.left then return 'UNPUBLISHED' end
+        if stock.state == 'ENDED' then return 'ENDED' end
+        if stock.state ~= 'RUN' then return 'PAUSED' end
+        if stock.left < quantity then return 'SOLD_OUT' end
+        local held = math.floor(stock.total * (10000 - round.share_bp) / 10000)
+        if stock.left - quantity < held then waits = 'L' .. pack('>d', round.opens_ms + (round.next_ms or 0)) end
+    end
+    return waits
+end
+
+local function take(c, parts)
+    local units = 0
+    for i = 0, parts - 1 do
+        local stock_no, quantity = unpack_('>I4B', c, 57 + i * 5)
+        local stock = stocks[stock_no]
+        stock.left, stock.taken = stock.left - quantity, stock.taken + quantity
+        units = units + quantity
+    end
+    return units
+end
+
 local function claim(c)
-    local round_no, stock_no, partner_no = struct.unpack('>HI4H', c)
+    local round_no, slot, is_grant = unpack_('>I2I2B', c)
     local round = rounds[round_no] or open_round(round_no)
     if not round.known then return 'UNPUBLISHED' end
 
-    local request = string.sub(c, 25, 32)
-    local req_key = round.req .. bucket_of(request, round.buckets)
-    local told = redis.call('HGET', req_key, request)
-    if told then
-        if string.sub(told, 1, 8) ~= string.sub(c, 33, 40) then return 'IDEMPOTENCY_MISMATCH' end
-        return 'R' .. string.sub(told, 9)
-    end
+    local person, body = sub(c, 6, 13), sub(c, 30, 33)
+    local who_key, who = round.who .. bucket_of(c, 6, round.buckets), sub(c, 8, 13)
+    local records = call('HGET', who_key, who)
+    local told = records and each_win(records, function(won, its_body, serial, after_ms)
+        if its_body == body and won == slot then return pack('>I4d', serial, round.opens_ms + after_ms) end
+    end)
+    if told then return 'R' .. told end
+    local req_key, request = round.req .. bucket_of(c, 22, round.buckets), unpack_('>I6', c, 24)
+    if call('SISMEMBER', req_key, request) == 1 then return 'IDEMPOTENCY_MISMATCH' end
 
     local shut = window(round)
     if shut then return shut end
-    local left = left_of(round, stock_no)
-    if left < 0 then return 'UNPUBLISHED' end
-    if round.paused[stock_no] then return 'PAUSED' end
+    local parts = byte(c, 56)
+    local short = short_of(round, c, parts)
+    if short and short ~= 'SOLD_OUT' and byte(short) ~= LATER then return short end
 
-    local person, device = string.sub(c, 9, 16), string.sub(c, 17, 24)
+    local device = sub(c, 14, 21)
     if device == no_device then device = '' end
-    local refused = gate_check(tag, round.now_ms, person, device)
-    if refused then return refused end
+    if is_grant == 0 then
+        local refused = gate_check(tag, round.now_ms, person, device)
+        if refused then return refused end
+    end
+    local over = records and over_limit(round, slot, records)
+    if over then return over end
+    local face_fen, cap_key, had_fen = nil, nil, 0
+    if round.face_max > 0 then
+        face_fen, cap_key = unpack_('>I4', c, 52), round.cap .. bucket_of(c, 6, CAP_BUCKETS)
+        had_fen = tonumber(call('HGET', cap_key, who)) or 0
+        if had_fen + face_fen > round.face_max then return 'FACE_LIMIT' end
+    end
+    if short then return short end
 
-    local who_key, who = round.who .. bucket_of(person, round.buckets), person .. string.sub(c, 7, 8)
-    local have = tonumber(redis.call('HGET', who_key, who)) or 0
-    if have >= round.limit then return 'USER_ALREADY_CLAIMED' end
-    if left == 0 then return 'SOLD_OUT' end
-
-    round.left[stock_no], round.taken[stock_no] = left - 1, round.taken[stock_no] + 1
-    round.serial = round.serial + 1
-    local win = struct.pack('>I4d', round.serial, round.now_ms)
-    redis.call('HSET', who_key, who, have + 1)
-    redis.call('HSET', req_key, request, string.sub(c, 33, 40) .. win)
-    gate_won(tag, round.now_ms, person, device)
-    wins[#wins + 1] = win .. struct.pack('>H', #c) .. c
+    local serial = round.serial + 1
+    round.serial = round.serial + take(c, parts)
+    call('HSET', who_key, who, (records or '') .. record_of(slot, body, serial, round.now_ms - round.opens_ms))
+    call('SADD', req_key, request)
+    if cap_key then call('HSET', cap_key, who, had_fen + face_fen) end
+    if is_grant == 0 then gate_won(tag, round.now_ms, person, device) end
+    local win = pack('>I4d', serial, round.now_ms)
+    wins[#wins + 1] = win .. pack('>I2', #c) .. c
     return 'G' .. win
 end
 
@@ -112,14 +226,14 @@ for i = 1, #ARGV do
 end
 
 if #wins > 0 then
+    for _, stock in pairs(stocks) do
+        if stock.taken > 0 then call('HINCRBY', stock.key, 'left', -stock.taken) end
+    end
     for _, round in pairs(rounds) do
-        for stock_no, taken in pairs(round.taken) do
-            if taken > 0 then redis.call('HINCRBY', round.key, 'left:' .. stock_no, -taken) end
-        end
         if round.known and round.serial > round.first_serial then
-            redis.call('HSET', round.key, 'serial', round.serial)
+            call('HSET', round.key, 'serial', round.serial)
         end
     end
-    redis.call('XADD', tag .. ':log', '*', 'w', table.concat(wins))
+    call('XADD', tag .. ':log', '*', 'w', table.concat(wins))
 end
 return answers

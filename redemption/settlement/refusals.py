@@ -1,11 +1,10 @@
 """The expected "no" of settlement and reconciliation, as values."""
 
-import unicodedata
 from enum import StrEnum
 
 import msgspec
 
-STAFF_NAME_LENGTH_MAX = 64
+from kernel.staff import STAFF_NAME_LENGTH_MAX, tidy_staff_name
 
 
 class Why(StrEnum):
@@ -69,7 +68,5 @@ class Refused(msgspec.Struct, frozen=True):
 
 def staff_name(name: str) -> str | Refused:
     """A name as it is signed: compatibility-normalised, single blanks, up to 64 characters."""
-    tidy = " ".join(unicodedata.normalize("NFKC", name).split())
-    if not tidy or len(tidy) > STAFF_NAME_LENGTH_MAX or not tidy.isprintable():
-        return Refused(Why.BAD_NAME, f"a name of 1 to {STAFF_NAME_LENGTH_MAX} printable characters must sign this")
-    return tidy
+    words = f"a name of 1 to {STAFF_NAME_LENGTH_MAX} printable characters must sign this"
+    return tidy_staff_name(name) or Refused(Why.BAD_NAME, words)

@@ -696,12 +696,14 @@ SELECT what, count(*) OVER () AS violations
 SELECT unnest(ARRAY['city', 'campaign', 'voucher', 'transfer', 'redemption', 'refund', 'day_close', 'merchant_day', 'merchant_hold',
     'merchant_hold_release', 'settlement_batch', 'settlement_decision', 'settlement_line', 'settlement_share', 'settlement_line_held',
     'settlement_export', 'bank_file', 'bank_row', 'bank_import', 'settlement_answer', 'fund_return', 'flow_file', 'flow_row',
-    'recon_run', 'recon_run_flow', 'recon_run_bank', 'recon_break', 'recon_closure'])
+    'recon_run', 'recon_run_flow', 'recon_run_bank', 'recon_break', 'recon_closure',
+    'claim_group', 'pack', 'pack_item', 'release_stage', 'stock_move', 'rollover', 'rollover_stock', 'rollover_return'])
 
 -- name: derived_tables
 -- Tables that only the database's own functions write.
 SELECT unnest(ARRAY['account', 'merchant_day', 'day_close', 'settlement_batch', 'settlement_decision', 'settlement_line', 'settlement_share',
-    'settlement_line_held', 'bank_import', 'settlement_answer', 'fund_return'])
+    'settlement_line_held', 'bank_import', 'settlement_answer', 'fund_return',
+    'stock_move', 'rollover', 'rollover_stock', 'rollover_return'])
 
 -- name: examined_pages
 -- One database.

@@ -14,34 +14,64 @@ SELECT coalesce(max(round_no), 0)::integer FROM round
 
 -- name: insert_partners
 -- Adds the partners that are new; a known one stays as it is.
-INSERT INTO partner (partner_id, name_zh, name_en)
-SELECT * FROM unnest($1::text[], $2::text[], $3::text[])
+INSERT INTO partner (partner_id, name_zh, name_en, claims_per_s_max)
+SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::integer[])
 ON CONFLICT (partner_id) DO NOTHING
 
 -- name: insert_campaign
 -- Adds a campaign with its file, letter by letter.
-INSERT INTO campaign (campaign_id, title_zh, title_en, fund_fen, document, loaded_at)
-VALUES ($1, $2, $3, $4, $5, $6)
+INSERT INTO campaign (campaign_id, title_zh, title_en, fund_fen, document, loaded_at, face_fen_per_person_max)
+VALUES ($1, $2, $3, $4, $5, $6, $7)
 RETURNING campaign_no
 
 -- name: insert_rounds
 -- Adds the rounds of a campaign.
-INSERT INTO round (round_no, campaign_no, round_id, opens_at, closes_at, budget_fen, per_person_and_partner_limit)
-SELECT r.round_no, $1, r.round_id, r.opens_at, r.closes_at, r.budget_fen, $2
-  FROM unnest($3::smallint[], $4::text[], $5::timestamptz[], $6::timestamptz[], $7::bigint[])
+INSERT INTO round (round_no, campaign_no, round_id, opens_at, closes_at, budget_fen, per_person_and_partner_limit, per_person_limit)
+SELECT r.round_no, $1, r.round_id, r.opens_at, r.closes_at, r.budget_fen, $2, $3
+  FROM unnest($4::smallint[], $5::text[], $6::timestamptz[], $7::timestamptz[], $8::bigint[])
        AS r(round_no, round_id, opens_at, closes_at, budget_fen)
+
+-- name: insert_groups
+-- Adds the groups of a campaign, numbered in order, to each of its rounds ($1).
+INSERT INTO claim_group (round_no, group_no, group_id, per_person_limit)
+SELECT r.round_no, g.group_no, g.group_id, g.per_person_limit
+  FROM unnest($1::smallint[]) AS r(round_no)
+ CROSS JOIN unnest($2::text[], $3::smallint[]) WITH ORDINALITY AS g(group_id, per_person_limit, group_no)
 
 -- name: insert_stocks
 -- Adds the stocks of one round ($1, $2 to $3 the validity); what a round's stocks share comes once.
 INSERT INTO stock (round_no, valid_from, valid_until, city_bp, platform_bp, merchant_bp, refund_policy,
-                   stock_id, partner_no, category, quantity, face_value_fen, transaction_minimum_fen, funded_fen)
+                   stock_id, partner_no, category, quantity, face_value_fen, transaction_minimum_fen, funded_fen, group_no, is_granted, state)
 SELECT $1, $2, $3, $4, $5, $6, $7,
-       s.stock_id, p.partner_no, s.category, s.quantity, s.face_value_fen, s.transaction_minimum_fen, s.funded_fen
-  FROM unnest($8::text[], $9::text[], $10::text[], $11::integer[], $12::bigint[], $13::bigint[], $14::bigint[])
-       WITH ORDINALITY AS s(stock_id, partner_id, category, quantity, face_value_fen, transaction_minimum_fen, funded_fen, item)
+       s.stock_id, p.partner_no, s.category, s.quantity, s.face_value_fen, s.transaction_minimum_fen, s.funded_fen,
+       g.group_no, s.is_granted, $17::stock_state
+  FROM unnest($8::text[], $9::text[], $10::text[], $11::integer[], $12::bigint[], $13::bigint[], $14::bigint[], $15::text[],
+              $16::boolean[])
+       WITH ORDINALITY AS s(stock_id, partner_id, category, quantity, face_value_fen, transaction_minimum_fen, funded_fen,
+                            group_id, is_granted, item)
   JOIN partner p USING (partner_id)
+  LEFT JOIN claim_group g ON g.round_no = $1 AND g.group_id = s.group_id
  ORDER BY s.item
 RETURNING stock_id, stock_no
+
+-- name: insert_packs
+-- Adds the packs of one round.
+INSERT INTO pack (round_no, pack_id, partner_no, group_no, is_granted)
+SELECT $1, k.pack_id, p.partner_no, g.group_no, k.is_granted
+  FROM unnest($2::text[], $3::text[], $4::text[], $5::boolean[])
+       WITH ORDINALITY AS k(pack_id, partner_id, group_id, is_granted, item)
+  JOIN partner p USING (partner_id)
+  LEFT JOIN claim_group g ON g.round_no = $1 AND g.group_id = k.group_id
+ ORDER BY k.item
+RETURNING pack_id, pack_no
+
+-- name: insert_pack_items
+-- Adds what packs are made of.
+INSERT INTO pack_item (pack_no, stock_no, quantity) SELECT * FROM unnest($1::integer[], $2::integer[], $3::smallint[])
+
+-- name: insert_stages
+-- Adds how the stocks of rounds are released.
+INSERT INTO release_stage (round_no, after_s, share_bp) SELECT * FROM unnest($1::smallint[], $2::integer[], $3::smallint[])
 
 -- name: open_round_storage
 -- Makes the partitions of the voucher tables for these rounds.
@@ -70,6 +100,6 @@ SELECT r.round_no, r.round_id, r.campaign_no, c.campaign_id, r.opens_at, r.close
 -- Every stock with the id of its partner.
 SELECT s.stock_no, s.stock_id, s.round_no, s.partner_no, p.partner_id, s.category, s.quantity, s.face_value_fen,
        s.transaction_minimum_fen, s.city_bp, s.platform_bp, s.merchant_bp, s.funded_fen, s.valid_from, s.valid_until,
-       s.refund_policy, s.paused
+       s.refund_policy, s.state::text
   FROM stock s JOIN partner p USING (partner_no)
  ORDER BY s.stock_no

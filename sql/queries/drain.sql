@@ -19,11 +19,24 @@ UPDATE drain_position SET position = $3 WHERE shard = $1 AND position = $2 RETUR
 INSERT INTO transfer (bucket, campaign_no, kind, debit, credit, amount_fen, items, items_hash, reference, booked_at)
 VALUES ($1, $2, 'ISSUE', 'BUDGET', 'ISSUED', $3, $4, $5, $6, $7);
 
+-- name: add_issued
+-- Counts the vouchers of one chunk: how many of which stock. One drain writes the rows of a shard.
+INSERT INTO stock_issued AS i (stock_no, shard, issued)
+SELECT n.stock_no, $1, n.issued FROM unnest($2::integer[], $3::bigint[]) AS n(stock_no, issued) ORDER BY n.stock_no
+ON CONFLICT (stock_no, shard) DO UPDATE SET issued = i.issued + excluded.issued;
+
+-- name: lock_clashes
+-- Drains of two shards that commit at once would not see each other's numbers; from here on they take turns.
+SELECT pg_advisory_xact_lock(4823);
+
 -- name: find_clashes
--- Vouchers that carry a request number which another person's voucher carries too, for one partner.
+-- Vouchers ($1) that carry a request number which another person's voucher of the round carries too, for one partner.
 INSERT INTO request_clash (partner_no, out_request_no, first_voucher, second_voucher, seen_at)
-SELECT s.partner_no, v.out_request_no, least(v.voucher_id, n.voucher_id), greatest(v.voucher_id, n.voucher_id), $4
-  FROM unnest($1::bigint[], $2::bigint[]) AS n(voucher_id, request_key)
-  JOIN voucher v ON v.bucket = ANY ($3::smallint[]) AND v.request_key = n.request_key AND v.voucher_id <> n.voucher_id
-  JOIN stock s ON s.stock_no = v.stock_no
+SELECT s.partner_no, v.out_request_no, least(v.voucher_id, w.voucher_id), greatest(v.voucher_id, w.voucher_id), $3
+  FROM unnest($1::bigint[]) AS n(voucher_id)
+  JOIN voucher w ON w.bucket = ANY ($2::smallint[]) AND w.voucher_id = n.voucher_id
+  JOIN stock s ON s.stock_no = w.stock_no
+  JOIN voucher v ON v.bucket = ANY ($2::smallint[]) AND v.request_key = w.request_key AND v.person <> w.person
+   AND v.voucher_id >> 38 = w.voucher_id >> 38 AND v.out_request_no = w.out_request_no
+  JOIN stock o ON o.stock_no = v.stock_no AND o.partner_no = s.partner_no
 ON CONFLICT DO NOTHING;

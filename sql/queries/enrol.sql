@@ -9,7 +9,18 @@ RETURNING merchant_no, merchant_id;
 INSERT INTO terminal (merchant_no, terminal_id) SELECT * FROM unnest($1::integer[], $2::text[])
 RETURNING terminal_no, merchant_no;
 
+-- name: insert_operator
+-- Enrols an operator, once; answers the name that stands in the books.
+WITH fresh AS (
+    INSERT INTO operator (operator_id, name) VALUES ($1, $2) ON CONFLICT (operator_id) DO NOTHING RETURNING name
+)
+SELECT name::text FROM fresh UNION ALL SELECT name::text FROM operator WHERE operator_id = $1 LIMIT 1;
+
 -- name: insert_keys
--- Keys of partners or terminals.
+-- Keys of partners, terminals or operators.
 INSERT INTO api_key (serial_no, holder_kind, holder_id, terminal_no, algorithm, key_material, not_before, not_after)
 SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::integer[], $5::text[], $6::bytea[], $7::timestamptz[], $8::timestamptz[]);
+
+-- name: set_quota
+-- Claims a second that a partner may send, or null for no limit; answers its number, and nothing for a partner nobody knows.
+UPDATE partner SET claims_per_s_max = $2 WHERE partner_id = $1 RETURNING partner_no;

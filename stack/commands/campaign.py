@@ -1,7 +1,8 @@
-"""./hanquan campaign: checks campaign files and shows what they say."""
+"""./hanquan campaign: checks campaign files and shows what they say, loads them, grants vouchers to a list."""
 
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -12,31 +13,30 @@ from rich.table import Table
 
 from issuer.campaign.catalogue import CampaignCatalogue, read_catalogue
 from issuer.campaign.complaints import Complaint
-from issuer.campaign.exposure import largest_exposure
-from issuer.campaign.kinds import format_percent
-from issuer.campaign.load import LoadedCampaign, NotLoaded, load_city
+from issuer.campaign.load import LoadedCampaign, NotLoaded
 from issuer.campaign.load import load as load_campaign
-from issuer.campaign.model import Campaign, Round
-from issuer.campaign.money_rules import expected_spending_fen
+from issuer.campaign.model import Campaign
 from issuer.campaign.read import Refused, read_campaign
 from issuer.campaign.shipped import shipped_document, shipped_names
-from kernel.clock import CITY_ZONE, open_clock
-from kernel.money import format_yuan
-from stack.console import Data, out, run
+from issuer.grants.people import BadList, read_people
+from kernel.clock import open_clock
+from stack.campaign_tables import details, grant_results, loaded_rounds, summary
+from stack.console import Data, err, out, run
 from stack.data_folder import DEFAULT, DataFolder
+from stack.demo.progress import Progress
 from stack.errors import StackError
+from stack.granting import run_grant
+from stack.new_city import found_city
 from stack.reach import Reach
 
 app = App(
     name="campaign", version_flags=(), help="Check a campaign file, or show what a campaign will hand out and cost."
 )
 
-BUCKETS, SHARDS = 2, 1
-"""One machine: two buckets, so that two batches can commit at once, and one shard. Only the first load counts."""
-
 SHOWN_MAX = 200
 """Complaints printed; whoever has more mends these first."""
 
+By = Annotated[str, Parameter(name="--by", help="Who grants it; it is written down.")]
 Json = Annotated[bool, Parameter(negative=(), help="Answer in JSON, money in fen.")]
 
 
@@ -57,7 +57,7 @@ def check(file: str, /, *, json: Json = False) -> int:
     elif isinstance(answer, Refused):
         _print_complaints(file, answer.complaints)
     else:
-        out.print(_totals(answer))
+        _print_tables(summary(answer))
     return 1 if isinstance(answer, Refused) else 0
 
 
@@ -73,8 +73,7 @@ def show(name: str, /, *, json: Json = False) -> int:
     answer = read_campaign(_document(name))
     if isinstance(answer, Refused) or json:
         return check(name, json=json)
-    for part in (_totals(answer), "", _rounds(answer), "", _stocks(answer.rounds[0])):
-        out.print(part)
+    _print_tables((*summary(answer), *details(answer)))
     return 0
 
 
@@ -94,9 +93,55 @@ def load(file: str, /, *, data: Data = DEFAULT) -> int:
         return 1
     loaded = run(_load(Reach(DataFolder(data)), answer, document.decode()))
     if loaded is not None:
-        out.print(f"loaded {loaded.campaign_id}: {len(loaded.round_nos)} rounds, {len(loaded.stock_nos)} stocks")
+        out.print(f"loaded {loaded.campaign_id}: {len(loaded.round_nos)} rounds, {_offers(loaded)}")
         out.print("give each partner a key with: ./hanquan enrol partner PARTNER_ID")
     return 0
+
+
+@app.command
+def grant(offer_id: str, file: str, /, *, by: By, json: Json = False, data: Data = DEFAULT) -> int:
+    """Hand a stock or a pack to everybody on a list, once each, while its round is open.
+
+    It can be run again, after a crash or with a longer list: who has it is passed over. The exit
+    status is 0 when everybody on the list has it in the end.
+
+    Parameters
+    ----------
+    offer_id
+        The name of the stock or pack, such as city-tour_may_wechat_groceries.
+    file
+        One person token a line (32 hex digits), at most a million; a first line person_token is passed over.
+    """
+    people = read_people(_bytes_of(file))
+    if isinstance(people, BadList):
+        _print_bad_lines(file, people)
+        return 1
+    progress = Progress(err)
+    reach = Reach(DataFolder(data))
+    with progress.bar(f"granting {offer_id}", len(people.people)) as advance:
+        report = run(run_grant(reach, offer_id, people, by, advance))
+    if report is None:
+        err.print("stopped; run the same list again to go on, nobody gets it twice")
+        return 130
+    if json:
+        sys.stdout.write(msgspec.json.encode(report).decode() + "\n")
+    else:
+        out.print(grant_results(report, people))
+    return 0 if report.everybody_has_it else 1
+
+
+def _print_bad_lines(file: str, bad: BadList) -> None:
+    table = Table("line", "what is wrong, and what to write", box=None, pad_edge=False)
+    table.columns[0].justify = "right"
+    for each in bad.lines:
+        table.add_row(str(each.line), _plain(each.message))
+    out.print(f"{_plain(file)}: nobody was granted anything; {bad.count:,} bad lines\n", soft_wrap=True)
+    out.print(table)
+
+
+def _offers(loaded: LoadedCampaign) -> str:
+    packs = f", {len(loaded.pack_nos)} packs" if loaded.pack_nos else ""
+    return f"{len(loaded.stock_nos)} stocks{packs}"
 
 
 @app.command(name="list")
@@ -104,7 +149,7 @@ def list_(*, data: Data = DEFAULT) -> None:
     """List what the running stack has to hand out: every round that was loaded, with its vouchers and budget."""
     catalogue = run(_read_loaded(Reach(DataFolder(data))))
     if catalogue is not None:
-        out.print(_loaded(catalogue))
+        out.print(loaded_rounds(catalogue))
 
 
 async def _read_loaded(reach: Reach) -> CampaignCatalogue:
@@ -115,27 +160,22 @@ async def _read_loaded(reach: Reach) -> CampaignCatalogue:
         await conn.close()
 
 
-def _loaded(catalogue: CampaignCatalogue) -> Table:
-    table = _table("campaign", "round", "opens", "closes", "vouchers", ">", "budget, yuan", ">")
-    for each in catalogue.rounds.values():
-        opens, closes = (f"{at.astimezone(CITY_ZONE):%F %R}" for at in (each.opens_at, each.closes_at))
-        vouchers = sum(stock.quantity for stock in catalogue.stocks_of(each.round_no))
-        budget = format_yuan(each.budget_fen)
-        table.add_row(each.campaign_id, each.round_id, opens, closes, f"{vouchers:,}", budget)
-    return table
-
-
 async def _load(reach: Reach, campaign: Campaign, document: str) -> LoadedCampaign:
     clock = open_clock(os.environ.get("HANQUAN_CLOCK_FILE"))
     conn = await asyncpg.connect(reach.dsn("hanquan_operator"))
     try:
-        await load_city(conn, BUCKETS, SHARDS)
+        await found_city(conn, reach.valkey_url)
         loaded = await load_campaign(conn, campaign, document, now=clock.now())
     finally:
         await conn.close()
     if isinstance(loaded, NotLoaded):
         raise StackError(loaded.detail)
     return loaded
+
+
+def _print_tables(tables: Iterable[Table]) -> None:
+    for n, table in enumerate(tables):
+        out.print(*([""] if n else []), table, sep="\n")
 
 
 def _print_json(answer: Campaign | Refused) -> None:
@@ -146,14 +186,15 @@ def _print_json(answer: Campaign | Refused) -> None:
 def _document(name: str) -> bytes:
     if name in shipped_names():
         return shipped_document(name)
+    shipped = ", ".join(shipped_names())
+    return _bytes_of(name, f"; give a YAML file, or one of the campaigns that come along: {shipped}")
+
+
+def _bytes_of(name: str, advice: str = "") -> bytes:
     try:
         return Path(name).read_bytes()
     except OSError as error:
-        why = error.strerror or "cannot be read"
-        shipped = ", ".join(shipped_names())
-        raise StackError(
-            f"{name}: {why}; give a YAML file, or one of the campaigns that come along: {shipped}"
-        ) from None
+        raise StackError(f"{name}: {error.strerror or 'cannot be read'}{advice}") from None
 
 
 def _print_complaints(file: str, complaints: tuple[Complaint, ...]) -> None:
@@ -171,72 +212,3 @@ def _print_complaints(file: str, complaints: tuple[Complaint, ...]) -> None:
 def _plain(text: str) -> str:
     """Brackets of a path are letters here, not rich's markup."""
     return text.replace("[", "\\[")
-
-
-def _totals(campaign: Campaign) -> Table:
-    table = _table("", "yuan", ">", "", title=f"{campaign.title_zh}  {campaign.title_en}")
-    for name, amount_fen, remark in _lines(campaign):
-        table.add_row(name, format_yuan(amount_fen), remark)
-    return table
-
-
-def _lines(campaign: Campaign) -> list[tuple[str, int, str]]:
-    rounds = list(campaign.rounds)
-    expected_fen = expected_spending_fen(campaign, rounds)
-    share = "100" if campaign.expected_redemption_bp is None else format_percent(campaign.expected_redemption_bp)
-    lines = [
-        ("Fund", campaign.fund_fen, _shares(campaign)),
-        ("Budgets of all rounds", campaign.budgets_fen, _days(rounds)),
-        ("Face of all vouchers", campaign.total_face_fen, f"{campaign.quantity:,} vouchers"),
-        ("Cost if all are used", campaign.exposure_fen, "what the fund would pay"),
-        ("Expected subsidy", expected_fen, f"if {share} % are used"),
-        ("Left in the fund then", campaign.fund_fen - expected_fen, ""),
-        ("Least turnover", campaign.least_spending_fen, "bills at the least, all used"),
-    ]
-    if (live := largest_exposure(rounds)) is not None:
-        first, last = live.rounds[0].round_id, live.rounds[-1].round_id
-        names = first if first == last else f"{first} to {last}"
-        lines.insert(4, ("Most committed at one time", live.budget_fen, f"from {live.at:%F %R}, {names}"))
-    return lines
-
-
-def _shares(campaign: Campaign) -> str:
-    funding = campaign.funding
-    parties = (("city", funding.city_bp), ("platform", funding.platform_bp), ("merchant", funding.merchant_bp))
-    paid = ", ".join(f"{who} {format_percent(share_bp)} %" for who, share_bp in parties if share_bp)
-    return f"{paid}; {'with' if campaign.rollover else 'without'} rollover"
-
-
-def _days(rounds: list[Round]) -> str:
-    first = min(each.opens_at for each in rounds)
-    last = max(each.valid_until for each in rounds)
-    return f"{len(rounds)} rounds, {first:%F} to {last:%m-%d}"
-
-
-def _rounds(campaign: Campaign) -> Table:
-    table = _table("round", "opens", "closes", "good until", "vouchers", ">", "budget, yuan", ">")
-    for each in campaign.rounds:
-        ends = (f"{moment:%m-%d %R}" for moment in (each.closes_at, each.valid_until))
-        table.add_row(
-            each.round_id, f"{each.opens_at:%F %R}", *ends, f"{each.quantity:,}", format_yuan(each.budget_fen)
-        )
-    return table
-
-
-def _stocks(each: Round) -> Table:
-    titles = ("vouchers", ">", "face, yuan", ">", "least bill", ">", "fund pays", ">")
-    table = _table("partner", "category", *titles, title=f"stocks of round {each.round_id}")
-    for stock in each.stocks:
-        amounts = (stock.face_value_fen, stock.transaction_minimum_fen, stock.funded_fen)
-        yuan = (format_yuan(amount_fen) for amount_fen in amounts)
-        table.add_row(stock.partner_id, stock.category_id, f"{stock.quantity:,}", *yuan)
-    return table
-
-
-def _table(*titles: str, title: str | None = None) -> Table:
-    """An empty table; ">" after a column's title sets the column right."""
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for name, following in zip(titles, (*titles[1:], ""), strict=True):
-        if name != ">":
-            table.add_column(name, justify="right" if following == ">" else "left", no_wrap=True)
-    return table

@@ -1,4 +1,4 @@
-"""./hanquan enrol partner, ./hanquan enrol merchants"""
+"""./hanquan enrol partner, ./hanquan enrol merchants, ./hanquan enrol operator"""
 
 import csv
 from pathlib import Path
@@ -15,14 +15,15 @@ from kernel.clock import SystemClock
 from kernel.signing import Algorithm, Signer
 from stack.console import Data, err, out, run
 from stack.data_folder import DEFAULT, DataFolder
-from stack.enrol import NewMerchant, enrol_merchants, enrol_partner, enrol_public_key
+from stack.enrol import NewMerchant, enrol_merchants, enrol_operator, enrol_partner, enrol_public_key
 from stack.errors import StackError
 from stack.keystore import KeyStore
+from stack.operating import staff_name
 from stack.reach import Reach
 
 RSA_BITS_MIN = 2048
 
-app = App(name="enrol", help="Enrol a partner's key, or merchants with a terminal and a key each.")
+app = App(name="enrol", help="Enrol a partner's key, merchants with a terminal and a key each, or an operator.")
 
 
 @app.command
@@ -48,6 +49,17 @@ def merchants(
 ) -> None:
     """Enrol the merchants of a CSV file; each terminal's key goes to keys.json under the merchant's id."""
     run(_merchants(Reach(DataFolder(data)), read_merchants(file)))
+
+
+@app.command
+def operator(
+    operator_id: Annotated[str, Parameter(help="What the operator signs as: 2 to 32 letters, digits, _ or -.")],
+    *,
+    name: Annotated[str, Parameter(help="The person's name, as it will stand in the books.")],
+    data: Data = DEFAULT,
+) -> None:
+    """Give an operator a key for the operator service. The secret is kept in keys.json under the operator's id."""
+    run(_operator(Reach(DataFolder(data)), operator_id, staff_name(name)))
 
 
 def read_merchants(file: Path) -> list[NewMerchant]:
@@ -83,6 +95,21 @@ async def _partner(reach: Reach, partner_id: str, public_key: Path | None) -> No
     finally:
         await conn.close()
     out.print(f"{partner_id} signs with serial_no {serial_no}")
+
+
+async def _operator(reach: Reach, operator_id: str, name: str) -> None:
+    conn = await asyncpg.connect(reach.dsn("hanquan_operator"))
+    try:
+        master_key = bytes.fromhex(reach.secrets.master_key)
+        signer = await enrol_operator(conn, master_key, operator_id, name, SystemClock().now())
+    except asyncpg.IntegrityConstraintViolationError as error:
+        raise StackError(f"nobody was enrolled: {error}") from error
+    finally:
+        await conn.close()
+    if isinstance(signer, str):
+        raise StackError(f"{operator_id} is {signer} already; choose another id")
+    KeyStore(reach.folder.path).add({operator_id: signer})
+    out.print(f"{operator_id} ({name}) signs with serial_no {signer.serial_no}", markup=False)
 
 
 async def _merchants(reach: Reach, rows: list[NewMerchant]) -> None:

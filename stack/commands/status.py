@@ -7,8 +7,10 @@ from typing import Annotated
 import aiohttp
 import msgspec
 from cyclopts import Parameter
+from redis.exceptions import RedisError
 from rich.table import Table
 
+from kernel.valkey import is_cluster, open_valkey
 from stack import leftovers
 from stack.console import Data, out, run
 from stack.data_folder import DEFAULT, DataFolder, Process
@@ -22,6 +24,8 @@ class State(msgspec.Struct):
     pid: int
     state: str
     address: str
+    role: str = ""
+    """Of a Valkey Cluster's node, as the cluster sees it now: primary or replica."""
 
 
 def status(*, data: Data = DEFAULT, json: Annotated[bool, Parameter(negative=())] = False) -> int:
@@ -38,22 +42,34 @@ def status(*, data: Data = DEFAULT, json: Annotated[bool, Parameter(negative=())
 
 
 async def _states(reach: Reach) -> list[State]:
-    stores = {"postgres": reach.run.postgres, "valkey": reach.run.valkey}
     async with aiohttp.ClientSession() as http:
         states = await asyncio.gather(*(_state(http, one) for one in reach.run.processes))
-    for state in states:
-        state.address = state.address or stores.get(state.name, "")
+    if is_cluster(reach.valkey_url):
+        roles = await _roles(reach.valkey_url)
+        for state in states:
+            state.role = roles.get(state.address.rpartition(":")[2].partition("/")[0], "")
     return list(states)
 
 
 async def _state(http: aiohttp.ClientSession, process: Process) -> State:
     if leftovers.start_ticks(process.pid) != process.start_ticks:
         state = "gone"
-    elif process.address and not await _is_ready(http, process.address):
+    elif process.health and not await _is_ready(http, process.health):
         state = "not ready"
     else:
         state = "ready"
-    return State(process.name, process.pid, state, process.address)
+    return State(process.name, process.pid, state, process.address or process.health)
+
+
+async def _roles(valkey_url: str) -> dict[str, str]:
+    """By port, as any node of the cluster tells it; nothing when none answers."""
+    try:
+        async with open_valkey(valkey_url) as valkey:
+            shards = await valkey.execute_command("CLUSTER SLOTS")  # type: ignore[no-untyped-call]
+    except (RedisError, OSError):
+        return {}
+    groups = [[str(port) for _, port, *_ in nodes] for _, _, *nodes in shards]
+    return {port: "replica" for group in groups for port in group[1:]} | {group[0]: "primary" for group in groups}
 
 
 async def _is_ready(http: aiohttp.ClientSession, address: str) -> bool:
@@ -66,7 +82,7 @@ async def _is_ready(http: aiohttp.ClientSession, address: str) -> bool:
 
 
 def _table(states: list[State]) -> Table:
-    table = Table("name", "state", "pid", "address", box=None, pad_edge=False)
+    table = Table("name", "state", "pid", "address", "role", box=None, pad_edge=False)
     for state in states:
-        table.add_row(state.name, state.state, str(state.pid), state.address)
+        table.add_row(state.name, state.state, str(state.pid), state.address, state.role)
     return table

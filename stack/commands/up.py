@@ -4,6 +4,7 @@ import asyncio
 from typing import Annotated
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 from rich.table import Table
 
 from kernel.clock import SystemClock
@@ -11,16 +12,27 @@ from stack.console import Data, err, out, run
 from stack.data_folder import DEFAULT
 from stack.examples import ensure_playground, example_calls
 from stack.running import Stack
-from stack.stores import public
+from stack.services import SERVICES, with_workers
 
 BASE_PORT = 8700
 
 Port = Annotated[int, Parameter(help="Services listen on the ports after this one; 0: on any free ports.")]
+Workers = Annotated[
+    int, Parameter(help="Processes of the claim service, all on one port.", validator=Number(gte=1, lte=64))
+]
+Cluster = Annotated[
+    bool,
+    Parameter(
+        negative=(),
+        help="Three Valkey primaries, each with a replica, in place of one Valkey. A folder made so stays so.",
+    ),
+]
 
 
-def up(*, data: Data = DEFAULT, port: Port = BASE_PORT) -> None:
+def up(*, data: Data = DEFAULT, port: Port = BASE_PORT, workers: Workers = 1, cluster: Cluster = False) -> None:
     """Start the whole stack on this machine and stay until Ctrl-C."""
-    run(_up(Stack(data, base_port=port, notice=_notice)))
+    services = with_workers(SERVICES, "issuer", workers)
+    run(_up(Stack(data, services=services, base_port=port, cluster=cluster, notice=_notice)))
     out.print("stopped")
 
 
@@ -36,10 +48,8 @@ async def _up(stack: Stack) -> None:
 def announce(stack: Stack) -> None:
     """Tell a newcomer what runs where and what to do next."""
     table = Table("service", "address", "log", box=None, pad_edge=False)
-    for name, address in stack.addresses.items():
+    for name, address in (stack.health | stack.addresses | stack.stores.places).items():
         table.add_row(name, address, str(stack.log(name)))
-    table.add_row("postgres", public(stack.dsn()), str(stack.log("postgres")))
-    table.add_row("valkey", public(stack.valkey_url), str(stack.log("valkey")))
     out.print(table)
     for migration in stack.applied:
         out.print(f"applied migration {migration.version:04} {migration.name}")
@@ -48,7 +58,7 @@ def announce(stack: Stack) -> None:
 async def _show_examples(stack: Stack) -> None:
     clock = SystemClock()
     operator = stack.dsn("hanquan_operator")
-    if await ensure_playground(operator, stack.folder, stack.secrets, clock):
+    if await ensure_playground(operator, stack.valkey_url, stack.folder, stack.secrets, clock):
         for what, line in example_calls(stack.folder, stack.addresses, stack.secrets, clock):
             out.print(f"\n[bold]{what}[/bold]")
             out.print(line, markup=False, soft_wrap=True)

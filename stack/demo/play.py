@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 
 import sql
 from antifraud.gate import digest_device
-from issuer.campaign.load import LoadedCampaign, NotLoaded, load, load_city
+from issuer.campaign.load import LoadedCampaign, NotLoaded, load
 from issuer.campaign.model import Campaign
 from issuer.campaign.read import Refused, read_campaign
 from issuer.campaign.scale import scaled
@@ -37,6 +37,7 @@ from stack.demo.result import DemoResult
 from stack.demo.week import DAY_WEIGHTS, Shops, Week
 from stack.enrol import enrol_merchants, enrol_partner
 from stack.errors import StackError
+from stack.new_city import found_city
 from stack.running import Stack
 
 CAMPAIGN, ROUND = "wuhan-2020", "r02"
@@ -126,7 +127,7 @@ class _Show:
     async def _set_up(self, city: City) -> tuple[LoadedCampaign, list[Platform], Mapping[str, Signer]]:
         master_key, now = bytes.fromhex(self._stack.secrets.master_key), self._clock.now()
         async with self._connection("hanquan_operator") as conn:
-            await load_city(conn, buckets=2, shards=1)
+            await found_city(conn, self._stack.valkey_url)
             signers = await enrol_merchants(conn, master_key, city.merchants, now)
             # A round keeps the clock under which it is published, so the clock is set before that.
             self._clock.move_to(self._round.opens_at - timedelta(seconds=LEAD_S))

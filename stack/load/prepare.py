@@ -14,7 +14,7 @@ import msgspec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 import sql
-from issuer.campaign.load import LoadedCampaign, NotLoaded, load, load_city
+from issuer.campaign.load import LoadedCampaign, NotLoaded, load
 from issuer.campaign.model import Campaign, Stock, stock_id_of
 from issuer.campaign.read import Refused, read_campaign
 from issuer.campaign.scale import scaled
@@ -25,6 +25,7 @@ from kernel.signing import Algorithm, Signer
 from stack.data_folder import write_atomically
 from stack.enrol import enrol_partner
 from stack.errors import StackError
+from stack.new_city import found_city
 from stack.reach import Reach
 from stack.running import Stack
 
@@ -111,7 +112,7 @@ async def _prepare(
         ahead = await _server_time(http) - clock.now()
         opens_at = (clock.now() + timedelta(seconds=size.lead_s)).replace(microsecond=0)
         campaign = make_campaign(run_id, size.vouchers, opens_at + ahead)
-        loaded = await _load(conn, campaign, clock.now())
+        loaded = await _load(conn, stack, campaign, clock.now())
         signers += await _enrol(conn, stack, campaign, clock.now() + ahead)
         stocks = campaign.rounds[0].stocks
         await _wait_known(http, signers, stocks, clock.now() + ahead)
@@ -126,8 +127,8 @@ async def _prepare(
     )
 
 
-async def _load(conn: Connection, campaign: Campaign, now: datetime) -> LoadedCampaign:
-    await load_city(conn, buckets=2, shards=1)
+async def _load(conn: Connection, stack: Stack | Reach, campaign: Campaign, now: datetime) -> LoadedCampaign:
+    await found_city(conn, stack.valkey_url)
     loaded = await load(conn, campaign, f"{MODEL}, {MODEL_ROUND}, scaled by ./hanquan load", now=now)
     if isinstance(loaded, NotLoaded):
         raise StackError(loaded.detail)

@@ -41,12 +41,10 @@ def fair(won: Sequence[tuple[str, str]], left: int, quantity: int, limit: int = 
 
 async def left_of(city: City, stock_id: str) -> int:
     """What Valkey says is left of a stock."""
-    for campaign_id, campaign in city.campaigns.items():
-        if stock_id in campaign.stock_nos:
-            round_no = next(iter(city.campaigns[campaign_id].round_nos.values()))
-            left = await city.valkey.client.hget(f"{{s0}}:round:{round_no}", f"left:{campaign.stock_nos[stock_id]}")
-            return int(left or 0)
-    raise KeyError(stock_id)
+    numbers = {name: no for campaign in city.campaigns.values() for name, no in campaign.stock_nos.items()}
+    left = await city.valkey.client.hget(f"{{s0}}:stock:{numbers[stock_id]}", "left")
+    assert left is not None
+    return int(left)
 
 
 # ---------------------------------------------------------------- the real thing

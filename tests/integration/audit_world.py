@@ -148,8 +148,8 @@ async def _found_stock(connection: Connection, stock: Stock) -> None:
     await connection.execute(
         "INSERT INTO stock (stock_id, round_no, partner_no, category, quantity, face_value_fen,"
         " transaction_minimum_fen, city_bp, platform_bp, merchant_bp, funded_fen, valid_from, valid_until,"
-        " refund_policy)"
-        " VALUES ($1, $2, $3, $4, 15, $5, 6000, 9000, 0, 1000, $6, $7, $8, $9)",
+        " refund_policy, state)"
+        " VALUES ($1, $2, $3, $4, 15, $5, 6000, 9000, 0, 1000, $6, $7, $8, $9, 'SCHEDULED')",
         f"stock-{stock.stock_no}",
         stock.round_no,
         stock.partner_no,

@@ -59,7 +59,7 @@ async def test_the_catalogue_is_the_campaign_read_back(database: Database) -> No
             )
             assert (stored.city_bp, stored.platform_bp, stored.merchant_bp) == (6_000, 3_000, 1_000)
             assert (stored.valid_from, stored.valid_until) == (each.opens_at, each.valid_until)
-            assert (stored.refund_policy, stored.paused) == ("RESTORE", False)
+            assert (stored.refund_policy, stored.state) == ("RESTORE", "SCHEDULED")
 
 
 async def test_the_fund_is_in_the_books(database: Database) -> None:
@@ -177,6 +177,60 @@ async def test_the_city_is_written_once(database: Database) -> None:
     async with database.connection(OPERATOR) as operator:
         assert await load_city(operator, 4, 2) == City(buckets=4, shards=2)
         assert await load_city(operator, 8, 8) == City(buckets=4, shards=2)
+
+
+async def test_limits_groups_packs_and_stages_are_what_the_file_says(database: Database) -> None:
+    document = shipped_document("city-tour").decode()
+    campaign = read(document)
+    answer = await loaded(database, document)
+    assert await rows(database, "SELECT face_fen_per_person_max FROM campaign") == [(30_000,)]
+    assert await rows(database, "SELECT per_person_and_partner_limit, per_person_limit FROM round") == [(1, 2)] * 3
+    assert await rows(database, "SELECT * FROM claim_group ORDER BY round_no") == [
+        (round_no, 1, "big-ticket", 1) for round_no in answer.round_nos.values()
+    ]
+    assert await rows(database, "SELECT partner_id, claims_per_s_max FROM partner") == [
+        ("wechat", 5_000),
+        ("alipay", 5_000),
+    ]
+    stocks = await rows(database, "SELECT stock_id, group_no, is_granted, state::text FROM stock ORDER BY stock_no")
+    assert stocks == [
+        (stock.stock_id, 1 if stock.group_id else None, stock.is_granted, "SCHEDULED")
+        for each in campaign.rounds
+        for stock in each.stocks
+    ]
+    packs = await rows(database, "SELECT pack_id, round_no, group_no, is_granted, pack_no FROM pack ORDER BY pack_no")
+    assert packs == [
+        (pack.pack_id, answer.round_nos[each.round_id], 1 if pack.group_id else None, pack.is_granted, number)
+        for each in campaign.rounds
+        for pack in each.packs
+        for number in (answer.pack_nos[pack.pack_id],)
+    ]
+    items = await rows(
+        database,
+        "SELECT pack_id, stock_id, i.quantity FROM pack_item i JOIN pack USING (pack_no) JOIN stock USING (stock_no)",
+    )
+    assert sorted(items) == sorted(
+        (pack.pack_id, item.stock_id, item.quantity)
+        for each in campaign.rounds
+        for pack in each.packs
+        for item in pack.items
+    )
+    stages = await rows(database, "SELECT * FROM release_stage ORDER BY round_no, after_s")
+    assert stages == [
+        (answer.round_nos[each.round_id], stage.after_s, stage.share_bp)
+        for each in campaign.rounds
+        for stage in each.stages
+    ]
+
+
+async def rows(database: Database, query: str) -> list[tuple[object, ...]]:
+    return [tuple(row) for row in await database.pool.fetch(query)]
+
+
+async def test_stocks_can_start_as_drafts(database: Database) -> None:
+    async with database.connection(OPERATOR) as operator:
+        await load(operator, read(SMALL), SMALL, now=NOW, state="DRAFT")
+    assert await rows(database, "SELECT DISTINCT state::text FROM stock") == [("DRAFT",)]
 
 
 async def test_wuhan_loads(database: Database) -> None:

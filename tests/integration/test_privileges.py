@@ -14,9 +14,14 @@ MONEY = (
 NOT_MONEY = {
     "account",  # a checkpoint of what is on the tables of money
     "api_key",
+    "callback_event",
+    "callback_expiry",
+    "callback_key",
+    "callback_subscription",
     "drain_position",
     "flag",
     "merchant",
+    "operator",
     "partner",
     "person_block",
     "request_clash",
@@ -25,6 +30,9 @@ NOT_MONEY = {
     "schema_migration",
     "signal_position",
     "stock",
+    "stock_adjustment",
+    "stock_edit",
+    "stock_issued",
     "terminal",
 }
 
@@ -78,7 +86,7 @@ MATRIX = {
     "UPDATE transfer SET amount_fen = amount_fen + 1": set[str](),
     "TRUNCATE voucher_r1": set[str](),
     "UPDATE stock SET quantity = quantity + 1": set[str](),
-    "UPDATE stock SET paused = true": {OPERATOR},
+    "UPDATE stock SET state = 'PAUSED'": set[str](),
     "UPDATE merchant SET payee_account = '62229999999'": set[str](),
     "UPDATE merchant SET refund_debt_fen_max = 0": set[str](),
     "UPDATE merchant SET suspended = true": {OPERATOR},

@@ -6,15 +6,17 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import asyncpg
+import msgspec
 import pytest
 
 from antifraud.gate import GateLimits, SignalWriter
+from issuer.carry import Load
 from issuer.catalogue import Catalogue
 from issuer.claim import ClaimDesk
 from issuer.drain import Drain
 from issuer.publish import Publisher
-from issuer.record import Win
-from issuer.stock import StockStore, fresh_round
+from issuer.rounds import deal, unpublished_round
+from issuer.stock import StockStore
 from kernel.errors import Broken, Code
 from kernel.postgres import Connection
 from stack.child import Child
@@ -24,7 +26,7 @@ from tests.city_plan import NOON, a_campaign, a_round, a_stock, person
 
 QUANTITY = 40
 CITY = a_campaign("small", a_round("noon", NOON, a_stock("small", quantity=QUANTITY), a_stock("other")))
-ROUND = "{s0}:round:1"
+ROUND, STOCK = "{s0}:round:1", "{s0}:stock:1"
 
 
 @pytest.fixture
@@ -82,26 +84,27 @@ async def store(city: City) -> tuple[StockStore, Publisher]:
 async def test_many_workers_publish_a_round_once(city: City) -> None:
     await city.claim("small", person(1))
     await asyncio.gather(*(city.new_issuer() for _ in range(4)))
-    assert await city.valkey.client.hget(ROUND, "left:1") == str(QUANTITY - 1).encode()
+    assert await city.valkey.client.hget(STOCK, "left") == str(QUANTITY - 1).encode()
     assert (await city.claim("small", person(1))).code == Code.USER_ALREADY_CLAIMED
 
 
 async def test_a_stock_is_paused_and_let_go_while_the_round_runs(city: City) -> None:
     won = await city.claim("small", person(1), number="before-1")
-    await city.database.pool.execute("UPDATE stock SET paused = true WHERE stock_id = 'small'")
+    await city.database.pool.execute("UPDATE stock SET state = 'PAUSED' WHERE stock_id = 'small'")
     await until(city, "small", Code.PAUSED, 100)
     assert (await city.claim("other", person(2))).status == 200
     assert (await city.claim("small", person(1), number="before-1")).body == won.body
-    await city.database.pool.execute("UPDATE stock SET paused = false WHERE stock_id = 'small'")
+    await city.database.pool.execute("UPDATE stock SET state = 'SCHEDULED' WHERE stock_id = 'small'")
     await until(city, "small", None, 200)
 
 
 async def test_a_lone_pause_is_no_round(city: City) -> None:
     """A pause that comes while the store loses the round leaves a field behind; the round is still published."""
     stock_store, publisher = await store(city)
-    await city.valkey.client.delete(ROUND)
-    await stock_store.pause(0, 1, {1: True})
+    await city.valkey.client.delete(ROUND, STOCK)
+    await stock_store.set_states(0, {1: "PAUSED"})
     assert not await stock_store.is_published(0, 1)
+    assert await stock_store.stocks(0, [1]) == {}
     assert (await city.claim("small", person(1))).code == Code.SYSTEM_BUSY
     await publisher.refresh()
     assert (await city.claim("small", person(1))).status == 200
@@ -149,7 +152,8 @@ async def test_control_a_round_published_afresh_is_issued_twice(
     reborn.append(await lose_everything(city))
     stock_store, _ = await store(city)
     catalogue = await Catalogue.read(city.database.pool)
-    await stock_store.publish(0, fresh_round(list(catalogue.by_no.values()), 0, 1, city.clock.offset_ms()))
+    fresh = unpublished_round(catalogue, catalogue.rounds[1], city.clock.offset_ms())
+    await stock_store.publish(0, msgspec.structs.replace(fresh, stocks=deal(catalogue.stocks_of(1), 0, {0: {}}, {})))
     await until(city, "other", None, 500)
     second = await city.claim("small", person(0), number="second-0")
     assert second.status == 200, "one person has two"
@@ -204,10 +208,10 @@ class Held(Drain):
         super().__init__(*args)
         self.reached, self.go = asyncio.Event(), asyncio.Event()
 
-    async def _store(self, conn: Connection, catalogue: Catalogue, wins: Sequence[Win], last: str) -> None:
+    async def _store(self, conn: Connection, catalogue: Catalogue, load: Load, last: str) -> None:
         self.reached.set()
         await self.go.wait()
-        await super()._store(conn, catalogue, wins, last)
+        await super()._store(conn, catalogue, load, last)
 
 
 async def _drain_across_a_loss(city: City, reborn: list[Child]) -> asyncio.Task[int]:

@@ -30,6 +30,22 @@ def test_check_of_a_good_campaign(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(len(line) <= 80 for line in printed.splitlines())
 
 
+def test_check_tells_limits_packs_and_stages(capsys: pytest.CaptureFixture[str]) -> None:
+    assert hanquan("check", "city-tour") == 0
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert all(len(line) <= 80 for line in lines)
+    assert {
+        "claims in a round at one partner         1  a pack is one claim",
+        "claims in a round at all partners        2",
+        "face in the campaign, yuan          300.00",
+        "wechat   weekend      140.00  2 dining, 1 hotels      big-ticket",
+        "wechat   welcome       70.00  1 groceries, 2 museums  granted",
+        "may, autumn                  0:00:00           50 %",
+        "june                         0:00:00        33.33 %",
+        "                     1 day, 12:00:00          100 %",
+    } <= set(lines)
+
+
 def test_check_of_a_bad_file(bad: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert hanquan("check", str(bad)) == 1
     printed = capsys.readouterr().out

@@ -140,6 +140,104 @@ BROKEN_RULES = [
     ("fund: 1000\nrollover: yes", "fund: 799\nrollover: no", 4, Code.BUDGETS_OVER_FUND, "add up to 800.00 yuan"),
     ("fund: 1000", "fund: 581", 22, Code.PLAN_OVER_FUND, "182.25 yuan will be spent if 50 % of earlier"),
 ]
+LIMITS = "limits: {per_person_round_and_partner: 1}"
+OFFER = "offer: {minimum"
+BIG = f"groups: [{{id: big, per_person: 1}}]\n{OFFER}"
+GROUPED = ("face: 20, quantity: 10", "face: 20, quantity: 10, group: big")
+PACK = "packs:\n  - {id: family, partner: wechat, items: [{category: dining, quantity: 2}]}\nrounds:"
+STAGES = "release: [{after: 0, percent: 50}, {after: 60, percent: 100}]\nrounds:"
+
+
+def pack(*changes: tuple[str, str]) -> tuple[str, str]:
+    """A pack on line 21, with words of it replaced."""
+    return "rounds:", small(*changes, text=PACK)
+
+
+def stages(*changes: tuple[str, str]) -> tuple[str, str]:
+    """A plan of release on line 20, with words of it replaced."""
+    return "rounds:", small(*changes, text=STAGES)
+
+
+# As above, but several changes.
+BROKEN_EXTRAS = [
+    ([(LIMITS, f"{LIMITS[:-1]}, per_person_and_round: 100}}")], 14, Code.BAD_NUMBER, "whole number from 1 to 99"),
+    ([(LIMITS, f"{LIMITS[:-1]}, face_per_person: 0}}")], 14, Code.BAD_AMOUNT, "more than 0"),
+    ([("partner: 1}", "partner: 2, per_person_and_round: 1}")], 14, Code.LIMIT_TOO_LOW, "never reached; write 2 or"),
+    (
+        [(LIMITS, f'{LIMITS[:-1]}, face_per_person: "20.49"}}')],
+        19,
+        Code.LIMIT_TOO_LOW,
+        "nobody could claim a face of 20.50",
+    ),
+    ([("WeChat Pay}", "WeChat Pay}, claims_per_second: 0")], 9, Code.BAD_NUMBER, "whole number from 1 to 1000000"),
+    ([("quantity: 10}", "quantity: 10, granted: maybe}")], 18, Code.BAD_CHOICE, "write yes or no"),
+    ([GROUPED], 18, Code.UNKNOWN_GROUP, "there is no group big; write groups:"),
+    ([GROUPED, (OFFER, BIG.replace("big", "huge"))], 19, Code.UNKNOWN_GROUP, "this file has huge"),
+    ([(OFFER, BIG)], 15, Code.UNUSED_GROUP, "no stock and no pack is in group big"),
+    (
+        [GROUPED, (OFFER, BIG.replace("[", "[{id: big, per_person: 2}, "))],
+        15,
+        Code.DUPLICATE_ID,
+        "another group, on line 15",
+    ),
+    ([(OFFER, BIG.replace("1}", "100}"))], 15, Code.BAD_NUMBER, "whole number from 1 to 99"),
+    ([pack(("family", "dining"))], 21, Code.DUPLICATE_ID, "its stock would have the pack's name"),
+    (
+        [pack(("packs:", PACK.removesuffix("rounds:").rstrip()))],
+        22,
+        Code.DUPLICATE_ID,
+        "another pack family, on line 21",
+    ),
+    ([pack(("wechat", "meituan"))], 21, Code.UNKNOWN_PARTNER, "it has wechat, alipay"),
+    ([pack(("category: dining", "category: malls"))], 21, Code.UNKNOWN_CATEGORY, "it has dining"),
+    ([pack(("[{", "[{category: dining, quantity: 1}, {"))], 21, Code.DUPLICATE_STOCK, "stands in this pack already"),
+    ([pack(("quantity: 2", "quantity: 0"))], 21, Code.BAD_NUMBER, "whole number from 1 to 20"),
+    (
+        [pack(("quantity: 2", "quantity: 11"))],
+        21,
+        Code.PACK_TOO_LARGE,
+        "has 10 dining in round r1, and one pack takes 11",
+    ),
+    ([pack((", items: [{category: dining, quantity: 2}]", ""))], 21, Code.MISSING_FIELD, "pack lacks items"),
+    ([pack(("quantity: 2}]", "quantity: 2}], group: big"))], 21, Code.UNKNOWN_GROUP, "there is no group big"),
+    ([pack(("family", "a-rather-long-name-of-a-pack"))], 1, Code.NAME_TOO_LONG, "a pack would be called"),
+    (
+        [pack(("quantity: 2", "quantity: 3")), (LIMITS, f"{LIMITS[:-1]}, face_per_person: 59}}")],
+        21,
+        Code.LIMIT_TOO_LOW,
+        "nobody could claim a pack of 60.00",
+    ),
+    (
+        [pack(), ("quantity: 10}", "quantity: 10, granted: yes}")],
+        21,
+        Code.PACK_OF_GRANTED,
+        "nobody can claim it in a pack",
+    ),
+    (
+        [
+            pack(),
+            (R2, R2.replace("400}", "400, stocks: [{partner: wechat, category: dining, face: 20, quantity: 0}]}")),
+        ],
+        21,
+        Code.PACK_WITHOUT_STOCK,
+        "wechat has no dining in round r2",
+    ),
+    ([stages(("percent: 50", "percent: 50%"))], 20, Code.BAD_NUMBER, "without a % sign"),
+    ([stages(("after: 60", "after: -1"))], 20, Code.BAD_NUMBER, "whole number from 0"),
+    ([stages(("percent: 50", "percent: 0"))], 20, Code.STAGES_NOT_RISING, "the first stage releases nothing"),
+    ([stages(("after: 60", "after: 0"))], 20, Code.STAGES_NOT_RISING, "0 s after the opening, not later"),
+    ([stages(("percent: 50", "percent: 100"))], 20, Code.STAGES_NOT_RISING, "what is released stays so"),
+    ([stages(("percent: 100", "percent: 99"))], 20, Code.STAGES_NOT_WHOLE, "the last stage releases 99 %"),
+    ([stages(("percent: 100", 'percent: "99.99"'))], 20, Code.STAGES_NOT_WHOLE, "releases 99.99 %"),
+    ([stages(("after: 60", "after: 23400"))], 20, Code.STAGE_TOO_LATE, "round r2 closes 23400 s after it opens"),
+    (
+        [stages(), (R1, R1.replace("400}", "400, release: [{after: 43199, percent: 100}]}"))],
+        22,
+        Code.STAGE_TOO_LATE,
+        "round r1 closes 43199 s after",
+    ),
+    ([("rounds:", "release: []\nrounds:")], 20, Code.WRONG_SHAPE, "release must be a list"),
+]
 CASES = UNREADABLE + WRONG_FIELDS + BROKEN_RULES
 
 
@@ -153,6 +251,26 @@ def test_a_bad_line_is_named(old: str, new: str, line: int, code: Code, words: s
     text = small((old, new))
     found = [each for each in complaints_about(text) if each.code == code and each.line == line]
     assert any(words in each.message for each in found), complaints_about(text)
+
+
+@pytest.mark.parametrize(
+    ("changes", "line", "code", "words"), BROKEN_EXTRAS, ids=[f"{case[2]}-{case[3]}" for case in BROKEN_EXTRAS]
+)
+def test_a_bad_limit_pack_or_stage_is_named(changes: list[tuple[str, str]], line: int, code: Code, words: str) -> None:
+    found = complaints_about(small(*changes))
+    assert [each.code for each in found] == [code]
+    assert (found[0].line, words in found[0].message) == (line, True), found
+
+
+def test_limits_packs_and_stages_at_the_boundary_are_fine() -> None:
+    cap = (LIMITS, f"{LIMITS[:-1]}, per_person_and_round: 1, face_per_person: 40}}")
+    assert complaints_about(small(cap, pack())) == ()
+    assert complaints_about(small(pack(("quantity: 2", "quantity: 10")))) == ()
+    assert complaints_about(small(stages(("after: 60", "after: 23399")))) == ()
+    without = R2.replace(
+        "400}", "400, packs: no, stocks: [{partner: wechat, category: dining, face: 20, quantity: 0}]}"
+    )
+    assert complaints_about(small(pack(), (R2, without))) == ()
 
 
 def test_the_good_file_is_good() -> None:
@@ -244,4 +362,4 @@ def test_all_complaints_come_at_once_in_order_of_lines() -> None:
 
 def test_every_complaint_has_a_case() -> None:
     elsewhere = {Code.TOO_BIG, Code.NOT_UTF8, Code.EXPOSURE_OVER_FUND}
-    assert {case[3] for case in CASES} | elsewhere == set(Code)
+    assert {case[3] for case in CASES} | {case[2] for case in BROKEN_EXTRAS} | elsewhere == set(Code)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from issuer.campaign.exposure import exposures, largest_exposure
-from issuer.campaign.model import Campaign, Funding
+from issuer.campaign.model import Campaign, Funding, Group, PackItem, Stage
 from issuer.campaign.money_rules import expected_spending_fen
 from issuer.campaign.read import Refused, read_campaign
 from issuer.campaign.shipped import shipped_document, shipped_names
@@ -87,7 +87,7 @@ def test_live_money_ends_with_the_last_second_of_validity() -> None:
 
 
 def test_wuhan_comes_along() -> None:
-    assert shipped_names() == ["wuhan-2020"]
+    assert shipped_names() == ["city-tour", "wuhan-2020"]
 
 
 def test_wuhans_totals() -> None:
@@ -132,6 +132,60 @@ def test_wuhans_money_is_there_at_every_opening() -> None:
         assert expected_spending_fen(campaign, over) + exposure.budget_fen <= campaign.fund_fen
 
 
+def test_wuhan_has_the_one_limit_and_nothing_new() -> None:
+    campaign = wuhan()
+    assert (campaign.per_person_round_and_partner, campaign.per_person_and_round) == (1, None)
+    assert (campaign.face_per_person_fen, campaign.groups) == (None, ())
+    assert {(each.packs, each.stages) for each in campaign.rounds} == {((), ())}
+    assert {partner.claims_per_s_max for partner in campaign.partners} == {None}
+
+
+# ---------------------------------------------------------------- limits, groups, packs, stages
+
+
+def test_the_city_tour_has_all_there_is() -> None:
+    campaign = read(shipped_document("city-tour").decode())
+    assert (campaign.per_person_round_and_partner, campaign.per_person_and_round) == (1, 2)
+    assert campaign.face_per_person_fen == 300_00
+    assert campaign.groups == (Group(group_id="big-ticket", per_person=1),)
+    assert [partner.claims_per_s_max for partner in campaign.partners] == [5_000, 5_000]
+    may, june, autumn = campaign.rounds
+    assert [(stock.partner_id, stock.category_id) for stock in may.stocks if stock.group_id] == [
+        ("wechat", "hotels"),
+        ("alipay", "hotels"),
+    ]
+    assert [stock.stock_id for stock in may.stocks if stock.is_granted] == ["city-tour_may_wechat_groceries"]
+    assert [(pack.pack_id, pack.group_id, pack.is_granted, pack.vouchers) for pack in may.packs] == [
+        ("city-tour_may_wechat_weekend", "big-ticket", False, 3),
+        ("city-tour_may_wechat_family", None, False, 6),
+        ("city-tour_may_wechat_welcome", None, True, 3),
+    ]
+    assert may.packs[0].items == (
+        PackItem(stock_id="city-tour_may_wechat_dining", quantity=2),
+        PackItem(stock_id="city-tour_may_wechat_hotels", quantity=1),
+    )
+    assert [may.face_of(pack) for pack in may.packs] == [140_00, 80_00, 70_00]
+    assert (len(june.packs), autumn.packs) == (3, ())
+    assert may.stages == autumn.stages == (stage(0, 5_000), stage(180, 8_000), stage(600, 10_000))
+    assert june.stages == (stage(0, 3_333), stage(86_400, 6_666), stage(129_600, 10_000))
+
+
+def stage(after_s: int, share_bp: int) -> Stage:
+    return Stage(after_s=after_s, share_bp=share_bp)
+
+
+def test_a_rounds_own_line_says_all_there_is() -> None:
+    """Group and granted of the template do not reach through a line that takes its place."""
+    grouped = ("offer: {min", "groups: [{id: big, per_person: 1}]\noffer: {min")
+    own = "budget: 400, stocks: [{partner: wechat, category: dining, face: 20, quantity: 5}]}\n  - {id: r2"
+    text = small(
+        grouped, ("quantity: 10}", "quantity: 10, group: big, granted: yes}"), ("budget: 400}\n  - {id: r2", own)
+    )
+    first, second = (each.stocks[0] for each in read(text).rounds)
+    assert (first.group_id, first.is_granted, first.quantity) == (None, False, 5)
+    assert (second.group_id, second.is_granted, second.quantity) == ("big", True, 10)
+
+
 # ---------------------------------------------------------------- odd files
 
 
@@ -151,23 +205,24 @@ def test_any_bytes_are_answered(data: bytes) -> None:
 
 
 LINES = SMALL.splitlines()
+FILES = st.sampled_from([LINES, [line for line in shipped_document("city-tour").decode().splitlines() if line]])
 WORDS = st.sampled_from(
     ["", "~", "{}", "[]", "[{}]", "[[1]]", "-1", "1.5", "'0'", "2020-02-30", "0x10", "yes", "?", "{a: 1}", "- 1"]
 )
 
 
 @settings(deadline=None)
-@given(st.integers(0, len(LINES) - 1), st.integers(0, 60), st.integers(0, 60), WORDS)
-def test_a_file_with_a_part_replaced_is_answered(line: int, start: int, end: int, word: str) -> None:
-    lines = LINES.copy()
+@given(FILES, st.integers(0, 99), st.integers(0, 60), st.integers(0, 60), WORDS)
+def test_a_file_with_a_part_replaced_is_answered(file: list[str], line: int, start: int, end: int, word: str) -> None:
+    lines, line = file.copy(), line % len(file)
     lines[line] = lines[line][:start] + word + lines[line][max(start, end) :]
     is_answered("\n".join(lines).encode())
 
 
 @settings(deadline=None)
-@given(st.sampled_from(range(len(LINES))), WORDS)
-def test_a_file_with_a_value_replaced_is_answered(line: int, word: str) -> None:
-    lines = LINES.copy()
+@given(FILES, st.integers(0, 99), WORDS)
+def test_a_file_with_a_value_replaced_is_answered(file: list[str], line: int, word: str) -> None:
+    lines, line = file.copy(), line % len(file)
     lines[line] = lines[line].partition(":")[0] + ": " + word
     is_answered("\n".join(lines).encode())
 

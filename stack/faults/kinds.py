@@ -1,0 +1,218 @@
+"""The faults. Each breaks something, mends it where it does not mend itself, and returns the moment
+(monotonic) at which it was over: from then on the stack has ten seconds."""
+
+import asyncio
+import os
+import resource
+import signal
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from random import Random
+from time import monotonic
+
+from stack.faults.field import Field
+from stack.faults.wire import Where
+
+Fault = Callable[[Field, Random], Awaitable[float]]
+
+CLIENTS = 6
+"""Clients of an ordinary round; a full pool gets ten times as many."""
+SPRUNG_WITHIN_S = 1.0
+GONE_WITHIN_S = 20.0
+LOOK_S = 0.005
+
+
+async def reply_lost(field: Field, random: Random) -> float:
+    """Valkey decides claims, and its reply never arrives."""
+    for _ in range(random.randint(1, 4)):
+        field.valkey.lose_reply_to(b"EVALSHA")
+        await _sprung(field)
+    return monotonic()
+
+
+async def client_gone(field: Field, random: Random) -> float:
+    """Clients close their connections in mid-request, while replies of the store take their time."""
+    field.valkey.delay = lambda: random.random() * 0.02
+    try:
+        await field.crowd.go_away(random.randint(40, 120), 0.03)
+    finally:
+        field.valkey.delay = lambda: 0.0
+    return monotonic()
+
+
+async def pool_full(field: Field, random: Random) -> float:
+    """Ten times as many clients, who do not pause."""
+    async with field.crowd.claims_go_on(10 * CLIENTS, pause_s=0):
+        await asyncio.sleep(random.uniform(0.3, 0.8))
+    return monotonic()
+
+
+async def connections_reset(field: Field, random: Random) -> float:
+    """Every connection to both stores is reset, several times."""
+    for _ in range(random.randint(1, 4)):
+        field.valkey.cut()
+        field.postgres.cut()
+        await asyncio.sleep(random.uniform(0, 0.2))
+    return monotonic()
+
+
+async def postgres_stopped(field: Field, random: Random) -> float:
+    """PostgreSQL with all its processes stands still for a while."""
+    family = [*family_of(field.stack.pid("postgres"))]
+    for pid in family:
+        _send(pid, signal.SIGSTOP)
+    try:
+        await asyncio.sleep(random.uniform(0.3, 1.5))
+    finally:
+        for pid in reversed(family):
+            _send(pid, signal.SIGCONT)
+    return monotonic()
+
+
+async def backend_killed(field: Field, random: Random) -> float:
+    """One backend of the issuer's is killed: PostgreSQL breaks off all others and recovers."""
+    backends = [pid for pid in family_of(field.stack.pid("postgres")) if "hanquan_issuer" in _title(pid)]
+    if backends:
+        _send(random.choice(backends), signal.SIGKILL)
+    return monotonic()
+
+
+async def commit_reply_lost(field: Field, random: Random) -> float:
+    """PostgreSQL commits what the drain carried over, and its reply never arrives."""
+    for _ in range(random.randint(1, 3)):
+        field.postgres.lose_reply_to(b"COMMIT")
+        await _sprung(field)
+    return monotonic()
+
+
+async def valkey_killed(field: Field, random: Random) -> float:
+    """Valkey is killed, once or twice."""
+    for _ in range(random.randint(1, 2)):
+        _send(field.stack.pid("valkey"), signal.SIGKILL)
+        await asyncio.sleep(random.uniform(0, 0.4))
+    return monotonic()
+
+
+async def disk_full(field: Field, random: Random) -> float:
+    """No file of Valkey's may grow any more; after a while there is room again."""
+    log = field.stack.folder.path / "valkey" / "appendonlydir"
+    size = max((file.stat().st_size for file in log.glob("*.incr.aof")), default=0) + random.randint(0, 20_000)
+    until = monotonic() + random.uniform(0.5, 1.0)
+    try:
+        while monotonic() < until:
+            _may_write(field.stack.pid("valkey"), size)  # a fresh process again and again: it ends at each failed write
+            await asyncio.sleep(LOOK_S)
+    finally:
+        _may_write(field.stack.pid("valkey"), resource.RLIM_INFINITY)
+    return monotonic()
+
+
+async def worker_killed(field: Field, random: Random) -> float:
+    """One of the workers is killed."""
+    return await _end(field, random.choice(field.workers), signal.SIGKILL)
+
+
+async def worker_stopped(field: Field, random: Random) -> float:
+    """One of the workers is asked to stop in the middle of the rush."""
+    return await _end(field, random.choice(field.workers), signal.SIGTERM)
+
+
+async def drain_killed(field: Field, random: Random) -> float:
+    """The drain is killed around a COMMIT: before it, in it, or before it hears of it."""
+    moment = random.choice(["before", "in", "after"])
+    killed: list[float] = []
+
+    def kill() -> bool:
+        killed.append(monotonic())
+        _send(field.stack.pid("drain"), signal.SIGKILL)
+        return moment == "in"
+
+    field.postgres.trap(Where.REPLY_TO if moment == "after" else Where.REQUEST, b"COMMIT", kill)
+    await _sprung(field)
+    if not killed:
+        kill()
+    return killed[-1]
+
+
+FAULTS: Mapping[str, Fault] = {
+    fault.__name__: fault
+    for fault in (
+        reply_lost,
+        client_gone,
+        pool_full,
+        connections_reset,
+        postgres_stopped,
+        backend_killed,
+        commit_reply_lost,
+        valkey_killed,
+        disk_full,
+        worker_killed,
+        worker_stopped,
+        drain_killed,
+    )
+}
+"""By name, as reports name them."""
+
+
+def choose(seed: int, rounds: int) -> list[tuple[str, ...]]:
+    """Which faults each round gets; the same for the same seed. Every fault comes before any comes again; one
+    round in four has a second one at the same time."""
+    random, bag, chosen = Random(seed), list[str](), list[tuple[str, ...]]()
+    for _ in range(rounds):
+        if not bag:
+            bag = random.sample(list(FAULTS), len(FAULTS))
+        first = bag.pop()
+        others = [name for name in FAULTS if name != first]
+        chosen.append((first, random.choice(others)) if random.random() < 0.25 else (first,))
+    return chosen
+
+
+def family_of(pid: int) -> Iterator[int]:
+    """A process and all below it."""
+    yield pid
+    with suppress(OSError):
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split():
+            yield from family_of(int(child))
+
+
+async def _sprung(field: Field) -> None:
+    """Waits until the traps closed; those that did not are taken back."""
+    deadline = monotonic() + SPRUNG_WITHIN_S
+    while (field.valkey.armed or field.postgres.armed) and monotonic() < deadline:
+        await asyncio.sleep(LOOK_S)
+    field.valkey.disarm()
+    field.postgres.disarm()
+
+
+async def _end(field: Field, name: str, signal_number: signal.Signals) -> float:
+    """Ends a process and waits until it is gone; the moment of the signal."""
+    pid, at = field.stack.pid(name), monotonic()
+    _send(pid, signal_number)
+    while field.stack.pid(name) == pid and monotonic() < at + GONE_WITHIN_S:
+        await asyncio.sleep(LOOK_S)
+    return at
+
+
+def _send(pid: int, signal_number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal_number)
+
+
+def _title(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _may_write(pid: int, bytes_max: int) -> None:
+    """Files of a running process end there: a longer write fails, as on a full disk (EFBIG)."""
+    with suppress(ProcessLookupError, PermissionError):
+        _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (bytes_max, hard))
+
+
+def kinds_of(chosen: Sequence[tuple[str, ...]]) -> dict[str, int]:
+    """How often each fault was injected."""
+    return {name: sum(name in names for names in chosen) for name in FAULTS}
