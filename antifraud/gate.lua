@@ -1,12 +1,14 @@
 -- The gate: layer A of anti-fraud. Not a script of its own but a fragment that is put before the
 -- claim script when it is loaded, so that judging and granting are one atomic step.
 --
--- Defines two functions and nothing else:
+-- Defines three functions and nothing else:
 --   gate_check(tag, now_ms, person, device)  nil when the claim may go on, else one of
 --       'REQUEST_BLOCKED'    the worker has blocked this person, and the penalty has not expired
 --       'DEVICE_LIMIT'       as many people as make a household have already won on this device
---       'FREQUENCY_LIMITED'  the person's token bucket is empty; a refused try takes no token
+--       'FREQUENCY_LIMITED'  the person's token bucket is empty
 --     Call it after replays are answered (a replay must never be refused) and before stock is touched.
+--   gate_tried(tag, now_ms, person)          takes a token; call once for each claim that passed and brought nothing.
+--     What was granted takes none: wins are bounded by the round's limits, and pace is for those who ask in vain.
 --   gate_won(tag, now_ms, person, device)    call once for each claim that was granted.
 --
 --   tag     hash tag of the shard, braces included: '{s0}'
@@ -16,19 +18,21 @@
 --
 -- Keys (all contain the tag, so that one slot holds them; each is a small listpack hash)
 --   af:risk:{s0}:<bucket>          person -> verdict code, or code@until_ms; written by the worker
+--   af:risk:{s0}:any               there once anybody has a verdict; without it nobody is looked up
 --   af:pace:{s0}:<epoch>:<bucket>  person -> when the bucket is full again, in ticks after the epoch began;
 --                                  expires by itself, so that memory follows the last minutes, not the season
 --   af:device:{s0}:<bucket>        device -> first 4 bytes of each person who won on it, joined
 --
--- Cost, all O(1): gate_check is 3 calls to the store (4 for a person's first try in an epoch and in the
--- first seconds of an epoch, 5 for both) and one more with a device; gate_won is 0 without a device,
--- 1 for one that knows the person, else 3. On one core of 2020s make: 5 to 7 us of store time a check, 9 with a
+-- Cost, all O(1): gate_check is 1 call to the store for whom this epoch knows (2 in the first seconds of an epoch), one
+-- more where anybody has a verdict, and one more with a device; gate_tried is 1 (2 for a person's first in an epoch);
+-- gate_won is 0 without a device, 1 for one that knows the person, else 3. On one core of 2020s make: 5 to 7 us of store time a check, 9 with a
 -- device and a win; 23 B a person and minute (tests/integration/test_gate.py prints and bounds them).
 --
 -- There is no IP address here, on purpose: a campus or an office shares one.
 
-local gate_check, gate_won
+local gate_check, gate_tried, gate_won
 do
+    local call = redis.call
     -- Filled by gate.py from GateLimits, name by name; the figures here are its defaults.
     local LIMITS = {
         pace_burst = 5,               -- tries a rested person has at once
@@ -55,15 +59,23 @@ do
         return (b1 * 65536 + b2 * 256 + b3) % buckets
     end
 
+    local has_verdicts = {}  -- by tag; asked once a call
+
     local function is_blocked(tag, now_ms, person)
+        if has_verdicts[tag] == nil then
+            has_verdicts[tag] = call('EXISTS', 'af:risk:' .. tag .. ':any') == 1
+        end
+        if not has_verdicts[tag] then
+            return false
+        end
         local key = 'af:risk:' .. tag .. ':' .. bucket_of(person, LIMITS.risk_buckets)
-        local verdict = redis.call('HGET', key, person)
+        local verdict = call('HGET', key, person)
         if not verdict then
             return false
         end
         local until_ms = tonumber(string.sub(verdict, 3))
         if until_ms and until_ms <= now_ms then
-            redis.call('HDEL', key, person)
+            call('HDEL', key, person)
             return false
         end
         return string.sub(verdict, 1, 1) == BLOCK
@@ -87,20 +99,20 @@ do
         if device == '' then
             return false
         end
-        local people = redis.call('HGET', device_key(tag, device), device)
+        local people = call('HGET', device_key(tag, device), device)
         return people and #people >= LIMITS.device_household * PREFIX and not knows(people, person)
     end
 
     -- When the person's bucket will be full again, ms since 1970; 0 when nothing is known.
     local function full_again_ms(key, person, epoch)
-        local ticks = redis.call('HGET', key, person)
+        local ticks = call('HGET', key, person)
         return ticks and epoch * epoch_ms + ticks * TICK_MS or 0
     end
 
     -- GCRA: a token bucket in one number, the time at which it will be full again. That time lies at most
     -- full_ms ahead, so the epoch before matters only in the first full_ms of this one; a time further
     -- ahead was written before the clock was set back, and counts as nothing.
-    local function takes_token(tag, now_ms, person)
+    local function look(tag, now_ms, person)
         local epoch = math.floor(now_ms / epoch_ms)
         local bucket = bucket_of(person, LIMITS.pace_buckets)
         local key = 'af:pace:' .. tag .. ':' .. epoch .. ':' .. bucket
@@ -112,15 +124,7 @@ do
         if full_at < now_ms or full_at > now_ms + full_ms + TICK_MS then
             full_at = now_ms
         end
-        if full_at - now_ms > slack_ms then
-            return false
-        end
-        local ticks = math.floor((full_at + refill_ms - epoch * epoch_ms) / TICK_MS)
-        if redis.call('HSET', key, person, ticks) == 1 then
-            -- The machine's seconds, whatever the campaign's clock says: a replay must not pile up keys.
-            redis.call('EXPIRE', key, 2 * LIMITS.pace_epoch_s + 1, 'NX')
-        end
-        return true
+        return full_at, key, epoch
     end
 
     gate_check = function(tag, now_ms, person, device)
@@ -130,10 +134,19 @@ do
         if is_crowded(tag, person, device) then
             return 'DEVICE_LIMIT'
         end
-        if not takes_token(tag, now_ms, person) then
+        if look(tag, now_ms, person) - now_ms > slack_ms then
             return 'FREQUENCY_LIMITED'
         end
         return nil
+    end
+
+    gate_tried = function(tag, now_ms, person)
+        local full_at, key, epoch = look(tag, now_ms, person)
+        local ticks = math.floor((full_at + refill_ms - epoch * epoch_ms) / TICK_MS)
+        if call('HSET', key, person, ticks) == 1 then
+            -- The machine's seconds, whatever the campaign's clock says: a replay must not pile up keys.
+            call('EXPIRE', key, 2 * LIMITS.pace_epoch_s + 1, 'NX')
+        end
     end
 
     gate_won = function(tag, now_ms, person, device)
@@ -141,11 +154,11 @@ do
             return
         end
         local key = device_key(tag, device)
-        local people = redis.call('HGET', key, device) or ''
+        local people = call('HGET', key, device) or ''
         if knows(people, person) or #people >= LIMITS.device_household * PREFIX then
             return
         end
-        redis.call('HSET', key, device, people .. string.sub(person, 1, PREFIX))
-        redis.call('EXPIRE', key, LIMITS.device_ttl_s)
+        call('HSET', key, device, people .. string.sub(person, 1, PREFIX))
+        call('EXPIRE', key, LIMITS.device_ttl_s)
     end
 end

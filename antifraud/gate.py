@@ -100,12 +100,13 @@ def shard_tag(shard: int) -> str:
 async def block_person(valkey: Redis, tag: str, digest: bytes, code: str = BLOCK, until_ms: int | None = None) -> None:
     """Gives a person a verdict on one shard, until a time in ms since 1970 or, with None, for good.
 
-    One HSET; writing the same verdict again changes nothing. `tag` is the shard's, such as "{s0}".
+    Writing the same verdict again changes nothing. `tag` is the shard's, such as "{s0}".
     `valkey` may be a pipeline.
     """
     if len(code) != 1:
         raise ValueError(f"a verdict code is one letter, not {code!r}")
     value = code if until_ms is None else f"{code}@{until_ms}"
+    await valkey.set(f"af:risk:{tag}:any", 1)  # first: a verdict that the gate does not look for is none
     await valkey.hset(risk_key(tag, digest), mapping={digest: value})
 
 

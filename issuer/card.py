@@ -8,7 +8,7 @@ from issuer.catalogue import Offered
 from kernel.clock import rfc3339
 
 HEAD = struct.Struct(">HHB")
-"""round_no, slot, 1 for a grant."""
+"""round_no, slot, way: 0 a claim, 1 a grant."""
 TAIL = struct.Struct(">IB")
 """face_fen, how many parts."""
 PART = struct.Struct(">IB")

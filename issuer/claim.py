@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
@@ -11,7 +11,7 @@ from issuer import metrics
 from issuer.card import Card, card_of
 from issuer.catalogue import Catalogue, Offered, Round
 from issuer.moves import Fetched, Wanted
-from issuer.record import NO_DEVICE, Claim, claim_of, device_digest
+from issuer.record import NO_DEVICE, Claim, claim_of, device_digest, pack_again, pack_claim
 from issuer.soldout import SoldOut
 from issuer.stock import Denied, Granted, StockStore
 from issuer.words import SHARD_AWAY, SOLD_OUT, Told, Words
@@ -145,11 +145,14 @@ class ClaimDesk:
 
     def _shard_desk(self, shard: int) -> Coalescer[Claim, Told | Refusal]:
         async def flush(claims: Sequence[Claim]) -> Sequence[Told | Refusal]:
-            outcomes = await metrics.counted(claims, self.decide(shard, claims))
-            self._signal_refusals(claims, outcomes)
-            return self.words.answers(claims, outcomes)
+            return await metrics.counted(claims, self._answers(shard, claims))
 
         return Coalescer(flush, batch_max=BATCH_MAX, queue_max=QUEUE_MAX, deadline_s=DEADLINE_S)
+
+    async def _answers(self, shard: int, claims: Sequence[Claim]) -> list[Told | Refusal]:
+        outcomes = await self.decide(shard, claims)
+        self._signal_refusals(claims, outcomes)
+        return self.words.answers(claims, outcomes)
 
     async def decide(self, shard: int, claims: Sequence[Claim]) -> list[Granted | Denied]:
         """What the store says of claims of one shard; where it is dry, after it got what others have left."""
@@ -163,7 +166,7 @@ class ClaimDesk:
             try:
                 final = await self._refill(shard, [(claims[at].card, outcomes[at]) for at in dry])
                 again = [at for at, outcome in zip(dry, final, strict=True) if outcome is None]
-                told = await self._claim(shard, [claims[at] for at in again]) if again else []
+                told = await self._claim(shard, [claims[at] for at in again], pack_again) if again else []
             except StoreDown:
                 break
             for at, outcome in (*zip(dry, final, strict=True), *zip(again, told, strict=True)):
@@ -171,8 +174,10 @@ class ClaimDesk:
                     outcomes[at] = outcome
         return [SHARD_AWAY if is_dry(outcome) else outcome for outcome in outcomes]
 
-    async def _claim(self, shard: int, claims: Sequence[Claim]) -> list[Granted | Denied]:
-        return await metrics.timed(shard, self._store.claim(shard, claims))
+    async def _claim(
+        self, shard: int, claims: Sequence[Claim], pack: Callable[[Claim], bytes] = pack_claim
+    ) -> list[Granted | Denied]:
+        return await metrics.timed(shard, self._store.claim(shard, claims, pack))
 
     async def _refill(self, shard: int, dry: Sequence[tuple[Card, Granted | Denied]]) -> list[Denied | None]:
         """For each claim that found its shard dry: None when there may be something now, else the refusal."""
@@ -189,7 +194,9 @@ class ClaimDesk:
         for part in offer.parts:
             units = part.quantity * times
             wanted = Wanted(offer.round.round_no, part.stock.stock_no, part.quantity, units, is_held)
-            if await self._store.moves.fetch(wanted, shard, self._shards) is not Fetched.MOVED:
+            fetched = await self._store.moves.fetch(wanted, shard, self._shards)
+            metrics.fetches.labels(fetched.value).inc()
+            if fetched is not Fetched.MOVED:
                 return Denied(Code.SOLD_OUT, "EVERYWHERE", next_release_ms(offer.round, self._clock.now_ms()))
         return None
 

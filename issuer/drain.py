@@ -7,7 +7,8 @@ only then is the log cut. A crash anywhere repeats work that was not committed, 
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from datetime import datetime
 from io import BytesIO
 from typing import Any
 
@@ -20,11 +21,13 @@ from redis.exceptions import RedisError
 import sql
 from antifraud.gate import ClaimSignal, SignalWriter
 from issuer import keys, metrics
+from issuer.callbacks.outbox import add_claimed, stocks_told_of_claims
 from issuer.carry import COLUMNS, Load, hash_of, load_of
 from issuer.catalogue import Catalogue
 from issuer.record import NO_DEVICE, Win, unpack_wins
 from kernel.clock import Clock, from_ms, open_clock
 from kernel.errors import Broken, StoreDown
+from kernel.partitions import bucket_of
 from kernel.postgres import Connection, Pool, open_pool
 from kernel.scripts import await_replicas
 from kernel.settings import Settings
@@ -98,6 +101,7 @@ class Drain:
         load = load_of(wins, catalogue)
         async with conn.transaction():
             await self._store(conn, catalogue, load, last)
+            await self._write_callbacks(conn, catalogue, wins)
             if await conn.fetchval(_queries["move_position"], self._shard, position, last) is None:
                 raise Broken(f"shard {self._shard} was drained by two at once")
         await self._valkey.xtrim(keys.log_key(self._shard), minid=_after(last), approximate=False)
@@ -143,6 +147,11 @@ class Drain:
         if catalogue.shards > 1:
             await self._find_clashes(conn, catalogue, load)
 
+    async def _write_callbacks(self, conn: Connection, catalogue: Catalogue, wins: Sequence[Win]) -> None:
+        told = await stocks_told_of_claims(conn)
+        if told:
+            await add_claimed(conn, list(_claimed(wins, told, catalogue.buckets)))
+
     async def _find_clashes(self, conn: Connection, catalogue: Catalogue, load: Load) -> None:
         ids = [number for chunk in load.chunks.values() for number in chunk.voucher_ids]
         await conn.execute(_queries["lock_clashes"])
@@ -152,6 +161,14 @@ class Drain:
         metrics.drained(self._shard, len(wins), (self._clock.now_ms() - wins[-1].claimed_ms) / 1000)
         for win in wins:
             self._signals.offer(_signal(win, catalogue.stocks[win.parts[0][0]].partner_no))
+
+
+def _claimed(wins: Sequence[Win], told: Collection[int], buckets: int) -> Iterator[tuple[int, int, int, datetime]]:
+    """Bucket, number, stock and time of the vouchers whose partner is told."""
+    for win in wins:
+        for voucher_id, stock_no in win.vouchers():
+            if stock_no in told:
+                yield bucket_of(win.partition, buckets), voucher_id, stock_no, from_ms(win.claimed_ms)
 
 
 def _signal(win: Win, partner_no: int) -> ClaimSignal:

@@ -54,7 +54,7 @@ async def post_claim(ask: Ask) -> Reply:
     told = await ask.app[DESK].claim(caller.holder_no, decode(_claim_decoder, ask.body))
     if isinstance(told, Refusal):
         return problem_reply(told, ask.app[CLOCK], ask.request_id)
-    return Reply(_body(told), replayed=told.replayed)
+    return Reply(told.body, replayed=told.replayed)
 
 
 async def post_claims_batch(ask: Ask) -> Reply:
@@ -105,10 +105,6 @@ def _read_item(number: int, item: msgspec.Raw) -> ClaimRequest | Refusal:
         return msgspec.structs.replace(error.refusal, pointer=f"{place}.{field}" if field else place)
 
 
-def _body(told: Told) -> bytes:
-    return told.body
-
-
 def _results(outcomes: Sequence[Told | Refusal], clock: Clock) -> bytes:
     problems: dict[int, bytes] = {}  # many items are refused alike, with the very same object
     items = []
@@ -119,7 +115,7 @@ def _results(outcomes: Sequence[Told | Refusal], clock: Clock) -> bytes:
                 item = problems[id(outcome)] = _problem_item(outcome, clock)
             items.append(item)
         else:
-            items.append(b'{"status":200,"claim":%b%b}' % (_body(outcome), _REPLAYED if outcome.replayed else b""))
+            items.append(b'{"status":200,"claim":%b%b}' % (outcome.body, _REPLAYED if outcome.replayed else b""))
     return b'{"results":[%b]}' % b",".join(items)
 
 

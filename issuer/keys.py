@@ -31,6 +31,11 @@ def out_key(shard: int, round_no: int) -> str:
     return f"{tag(shard)}:out:{round_no}"
 
 
+def in_key(shard: int, round_no: int) -> str:
+    """Hash: the last move of a round that this shard took from each other one."""
+    return f"{tag(shard)}:in:{round_no}"
+
+
 def request_key(shard: int, round_no: int, digest: bytes, hash_buckets: int) -> str:
     """Set of the request numbers that won."""
     return f"{tag(shard)}:req:{round_no}:{hash_bucket(digest, hash_buckets)}"

@@ -21,7 +21,8 @@ from redis.exceptions import RedisError
 from issuer import keys
 from issuer.catalogue import Catalogue
 from issuer.record import Claim
-from issuer.stock import Denied, Granted, StockStore
+from issuer.stock import StockStore
+from issuer.words import Told
 from kernel.cluster import Cluster
 from kernel.errors import Code, Refusal
 
@@ -32,7 +33,7 @@ SIGHT_BEFORE, SIGHT_AFTER = timedelta(minutes=10), timedelta(hours=1)
 """Stocks are shown so long before their round opens and after it closes, so that a scrape stays small."""
 
 Answer = TypeVar("Answer")
-Decided = TypeVar("Decided", bound=Sequence[Granted | Denied])
+Answers = TypeVar("Answers", bound=Sequence[Told | Refusal])
 
 _partners: dict[int, str] = {}
 
@@ -75,8 +76,10 @@ _left = Gauge("hanquan_stock_left_vouchers", "Vouchers of a stock that can still
 _quantity = Gauge(
     "hanquan_stock_quantity_vouchers", "Vouchers of a stock as planned, claimed ones included", ("stock",)
 )
-units_moved = Counter(
-    "hanquan_stock_moved_vouchers", "Vouchers that went from a shard that had some to one that had none"
+fetches = Counter(
+    "hanquan_stock_fetches",
+    "Times a shard that had run dry asked the others for vouchers, by what came of it",
+    ("outcome",),
 )
 round_not_funded = Counter(
     "hanquan_round_not_funded_looks", "Looks at a round that stays shut because BUDGET cannot pay for it"
@@ -97,19 +100,19 @@ def name_partners(names: Mapping[int, str]) -> None:
     _partners.update(names)
 
 
-async def counted(claims: Sequence[Claim], decided: Awaitable[Decided]) -> Decided:
-    """Awaits what becomes of a batch and counts the outcomes and the size of the batch."""
+async def counted(claims: Sequence[Claim], answered: Awaitable[Answers]) -> Answers:
+    """Awaits the answers to a batch and counts what they say, and the size of the batch."""
     counts = _claims.counts
     try:
-        outcomes = await decided
+        answers = await answered
     except BaseException:  # of a cancelled call, too, nobody knows whether it was carried out
         for claim in claims:
             counts[claim.card.offer.partner_no, UNKNOWN] += 1
         raise
     _batch.observe(len(claims))
-    for claim, outcome in zip(claims, outcomes, strict=True):
-        counts[claim.card.offer.partner_no, _word(outcome)] += 1
-    return outcomes
+    for claim, answer in zip(claims, answers, strict=True):
+        counts[claim.card.offer.partner_no, _outcome(answer)] += 1
+    return answers
 
 
 async def timed(shard: int, call: Awaitable[Answer]) -> Answer:
@@ -126,7 +129,7 @@ async def timed(shard: int, call: Awaitable[Answer]) -> Answer:
 
 def refused(partner_no: int, refusal: Refusal) -> None:
     """A claim that was refused without asking the store."""
-    _claims.counts[partner_no, refusal.rule or refusal.code._value_] += 1
+    _claims.counts[partner_no, _outcome(refusal)] += 1
 
 
 def overloaded(partner_no: int, count: int = 1) -> None:
@@ -144,11 +147,11 @@ def over_quota(partner_no: int) -> None:
     _over_quota.counts[(partner_no,)] += 1
 
 
-def _word(outcome: Granted | Denied) -> str:
-    if isinstance(outcome, Denied):
-        # The bare text: an Enum's own hash is a call of Python code.
-        return outcome.rule if outcome.code is Code.RULE_LIMIT and outcome.rule else outcome.code._value_
-    return REPLAYED if outcome.replayed else GRANTED
+def _outcome(answer: Told | Refusal) -> str:
+    """The rule that forbade it, else the code. As bare text: an Enum's own hash is a call of Python code."""
+    if isinstance(answer, Refusal):
+        return answer.rule or answer.code._value_
+    return REPLAYED if answer.replayed else GRANTED
 
 
 # ---------------------------------------------------------------- stock

@@ -110,9 +110,14 @@ class Moves:
         return await asyncio.gather(*(self._look_at(round_no, stock_no, shard) for shard in range(shards)))
 
     async def on_the_way(self, round_no: int, shards: int) -> list[Move]:
-        """Units of a round that left a shard and are not said to have arrived."""
+        """Units of a round that left a shard and have not arrived."""
         outs = await asyncio.gather(*(self._out(round_no, shard) for shard in range(shards)))
-        return [move for giver, out in enumerate(outs) for move in View(0, 0, out).moves(giver)]
+        moves = [move for giver, out in enumerate(outs) for move in View(0, 0, out).moves(giver)]
+        return [move for move in moves if not await self._is_taken(round_no, move)]
+
+    async def _is_taken(self, round_no: int, move: Move) -> bool:
+        last = await guard(self._valkey.hget(keys.in_key(move.taker, round_no), str(move.giver)))
+        return int(last or 0) >= move.seq
 
     async def finish(self, round_no: int, move: Move) -> bool:
         """Brings a move to its end, whoever began it; False when the taker does not hold the stock."""

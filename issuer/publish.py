@@ -12,8 +12,10 @@ import sql
 from issuer import metrics
 from issuer.catalogue import Catalogue, Round, Stock
 from issuer.claim import ClaimDesk
+from issuer.operator.budget import keep_up
+from issuer.operator.office import published_alone
 from issuer.rebuild import ids_of, remember_faces, remember_wins, units_elsewhere
-from issuer.rounds import SERIAL_GAP, deal, state_on_shard, unpublished_round
+from issuer.rounds import SERIAL_GAP, deal, unpublished_round
 from issuer.soldout import SoldOut
 from issuer.stock import StockOnShard, StockStore
 from kernel.clock import Clock
@@ -55,41 +57,39 @@ class Publisher:
         for round_ in catalogue.rounds.values():
             stocks = catalogue.stocks_of(round_.round_no)
             if stocks and round_.opens_at - PUBLISH_AHEAD <= now < max(stock.valid_until for stock in stocks):
-                await self._publish(catalogue, round_, stocks)
+                await self._publish(catalogue, round_)
         self._desk.catalogue = catalogue
-        await metrics.look_at_stock(self._store, catalogue, now)
         if self._sold_out is not None:
             await self._sold_out.refresh(catalogue, now)
+        await metrics.look_at_stock(self._store, catalogue, now)
 
-    async def _publish(self, catalogue: Catalogue, round_: Round, stocks: list[Stock]) -> None:
-        for shard in range(catalogue.shards):
-            if await self._store.is_published(shard, round_.round_no):
-                await self._keep_states(stocks, shard)
-            else:
-                await self._publish_shard(round_, shard)
-
-    async def _keep_states(self, stocks: list[Stock], shard: int) -> None:
-        there = await self._store.stocks(shard, [stock.stock_no for stock in stocks])
-        wanted = {stock.stock_no: state_on_shard(stock) for stock in stocks}
-        changed = {no: wanted[no] for no, stock in there.items() if stock.state != wanted[no]}
-        if changed:
-            await self._store.set_states(shard, changed)
-            log.info("stock_states", round_no=stocks[0].round_no, shard=shard, states=changed)
-
-    async def _publish_shard(self, round_: Round, shard: int) -> None:
+    async def _publish(self, catalogue: Catalogue, round_: Round) -> None:
+        """Shards are brought up to the books before one that lost the round is dealt its part again: what an operator's
+        edit gave or took of the others must be counted first."""
         round_no = round_.round_no
-        async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as conn, conn.transaction():
-            await conn.execute(_queries["lock_publishing"], round_no)
-            if await self._store.is_published(shard, round_no):
-                return
-            await self._forget_lost_log(conn, shard)
-            catalogue = await Catalogue.read_in(conn)  # as it is under the lock: quantities change under it, too
-            stocks = catalogue.stocks_of(round_no)
-            if not await _is_funded(conn, round_, stocks):
-                metrics.round_not_funded.inc()
-                log.error("round_not_funded", round_no=round_no)
-                return
-            issued = await self._bring(conn, catalogue, round_, stocks, shard)
+        lost = [shard for shard in range(catalogue.shards) if not await self._store.is_published(shard, round_no)]
+        async with (
+            self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as conn,
+            published_alone(conn, round_no, waits=bool(lost)) as is_alone,
+        ):
+            if is_alone:  # whoever else holds the lock does the same, and a second one has nothing to do
+                await keep_up(conn, self._store, catalogue.shards, round_no, self._clock.now())
+                for shard in lost:
+                    async with conn.transaction():
+                        await self._publish_shard(conn, round_, shard)
+
+    async def _publish_shard(self, conn: Connection, round_: Round, shard: int) -> None:
+        round_no = round_.round_no
+        if await self._store.is_published(shard, round_no):
+            return
+        await self._forget_lost_log(conn, shard)
+        catalogue = await Catalogue.read_in(conn)  # as it is under the lock: quantities change under it, too
+        stocks = catalogue.stocks_of(round_no)
+        if not await _is_funded(conn, round_, stocks):
+            metrics.round_not_funded.inc()
+            log.error("round_not_funded", round_no=round_no)
+            return
+        issued = await self._bring(conn, catalogue, round_, stocks, shard)
         log.info("round_published", round_no=round_no, shard=shard, already_issued=issued)
 
     async def _bring(

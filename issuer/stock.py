@@ -1,7 +1,7 @@
 """Stock, limits and request numbers, as Valkey holds them: a typed stub for each script."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -126,9 +126,11 @@ class StockStore:
         """The client underneath."""
         return self._valkey
 
-    async def claim(self, shard: int, claims: Sequence[Claim]) -> list[Granted | Denied]:
+    async def claim(
+        self, shard: int, claims: Sequence[Claim], pack: Callable[[Claim], bytes] = pack_claim
+    ) -> list[Granted | Denied]:
         """Decides claims of one shard, atomically and in order; durable when this returns."""
-        answers = await self._claim(keys.tag(shard), [pack_claim(claim) for claim in claims])
+        answers = await self._claim(keys.tag(shard), [pack(claim) for claim in claims])
         return [_outcome(answer) for answer in answers]
 
     async def publish(self, shard: int, round_: PublishedRound) -> bool:

@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 
 import structlog
 
+from kernel import logs
 from kernel.errors import Broken, HanquanError, Overloaded, StoreDown
 
 Item = TypeVar("Item")
@@ -108,6 +109,7 @@ class Coalescer(Generic[Item, Answer]):
             await asyncio.wait([self._running])
 
     async def _run(self) -> None:
+        logs.request_id.set(None)  # what is logged from here on is about many requests
         self._look_later()
         try:
             while batch := self._take():

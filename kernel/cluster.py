@@ -37,7 +37,6 @@ LOOK_EVERY_S = 0.1
 LOOK_WITHIN_S = 1.0
 
 ANY_NODE = frozenset({"PING", "TIME", "ECHO", "CLUSTER SLOTS"})
-EVERY_PRIMARY = frozenset({"SCRIPT LOAD"})
 ONE_NODE = frozenset(
     {"INFO", "CONFIG", "DBSIZE", "SCAN", "KEYS", "RANDOMKEY", "FLUSHALL", "FLUSHDB", "WAIT", "CLIENT", "SCRIPT"}
 )
@@ -137,8 +136,6 @@ class Cluster(Redis):
         command = str(args[0]).upper()
         if command in ANY_NODE:
             return await _first([_run(node, *args, **options) for node in await self.primaries()])
-        if command in EVERY_PRIMARY:
-            return (await asyncio.gather(*(_run(node, *args, **options) for node in await self.primaries())))[0]
         for hop in range(1, HOPS_MAX + 1):
             node = await self.node_of(key_of(args))
             try:

@@ -17,6 +17,7 @@ from typing import Any
 
 import structlog
 from aiohttp import web
+from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestHandler
 from prometheus_client import Counter, Gauge
 
@@ -119,7 +120,7 @@ class Guests:
 class Guest(RequestHandler):
     """One connection: aiohttp's, with deadlines. aiohttp itself has none for headers and for silent readers."""
 
-    __slots__ = ("_app", "_guests", "_head_since_s", "_last_byte_s", "_stuck_since_s")
+    __slots__ = ("_app", "_guests", "_head_since_s", "_last_byte_s", "_payload", "_stuck_since_s")
 
     def __init__(self, app: web.Application, server: web.Server, guests: Guests, **changes: Any) -> None:
         limits = {"max_line_size": LINE_BYTES_MAX, "max_field_size": LINE_BYTES_MAX, "max_headers": FIELDS_MAX}
@@ -137,6 +138,7 @@ class Guest(RequestHandler):
         self._last_byte_s = self._loop.time()
         self._head_since_s = 0.0
         self._stuck_since_s = 0.0
+        self._payload: StreamReader | None = None
 
     @property
     def is_busy(self) -> bool:
@@ -166,6 +168,7 @@ class Guest(RequestHandler):
         self._last_byte_s = self._loop.time()
         if self._request_count != count:
             self._head_since_s = 0.0
+            self._payload = self._messages[-1][1] if self._messages else None
         elif data and not self._head_since_s and (self._waiter is not None or count == 0):
             self._head_since_s = self._last_byte_s
 
@@ -175,17 +178,10 @@ class Guest(RequestHandler):
 
     def eof_received(self) -> bool:  # type: ignore[override]  # asyncio allows it: True keeps our half open
         """Who sent a whole request and closed its half is still answered."""
-        if not self._has_whole_request():
+        if not self.is_busy or (self._payload is not None and not self._payload.is_eof()):
             return False
         self.close()
         return True
-
-    def _has_whole_request(self) -> bool:
-        if self._messages:
-            return self._messages[-1][1].is_eof()
-        if self._current_request is not None:
-            return self._current_request.content.is_eof()
-        return self.is_busy
 
     def pause_writing(self) -> None:
         self._stuck_since_s = self._loop.time()

@@ -27,7 +27,7 @@ COMMANDS = {
 }
 
 GROUPS = {
-    "campaign": "Check a campaign file, show what it costs, load it.",
+    "campaign": "Check a campaign file, load it, grant vouchers to a list.",
     "stock": "Lead a stock through its life: approve, pause, budget.",
     "enrol": "Enrol partners, merchants with their terminals, operators.",
     "settle": "Pay the shops: propose, approve, export, bank's answer.",

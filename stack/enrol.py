@@ -92,6 +92,11 @@ async def enrol_merchants(
     return [key.signer for key in keys]
 
 
+async def set_quota(conn: Connection, partner_id: str, claims_per_s_max: int | None) -> bool:
+    """How many claims a second a partner may send, over all workers; None: no limit. False: nobody knows it."""
+    return await conn.fetchval(_queries["set_quota"], partner_id, claims_per_s_max) is not None
+
+
 def _new_key(
     master_key: bytes, kind: str, holder_id: str, algorithm: Algorithm, terminal_no: int | None = None
 ) -> _NewKey:

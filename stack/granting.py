@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 
@@ -20,7 +20,8 @@ from kernel.codes import CodeBook
 from kernel.errors import StoreDown
 from kernel.postgres import ACQUIRE_TIMEOUT_S, Pool, open_pool
 from kernel.settings import parse_code_keys
-from kernel.valkey import open_valkey
+from kernel.valkey import is_cluster, open_valkey
+from stack.demo.progress import Advance
 from stack.errors import StackError
 from stack.reach import Reach
 
@@ -29,38 +30,37 @@ ROLE = "hanquan_operator"
 
 @dataclass(frozen=True)
 class Stores:
-    """What a grant works on."""
+    """What a grant works on. `replicas` of the claim store must hold a grant before it counts as one."""
 
     pool: Pool
     valkey: Redis
     clock: Clock
     codes: CodeBook
+    replicas: int = 0
 
 
-async def run_grant(
-    reach: Reach, offer_id: str, people: People, by: str, advance: Callable[[int], None]
-) -> GrantReport:
-    """Hands an offer to everybody on a list. Raises StackError with what to do about it."""
+async def run_grant(reach: Reach, offer_id: str, people: People, by: str, advance: Advance) -> GrantReport:
+    """Hands an offer to everybody on a list; `advance` hears how many more were decided. Raises StackError."""
     clock = open_clock(os.environ.get("HANQUAN_CLOCK_FILE"))
     codes = CodeBook(parse_code_keys(reach.secrets.code_keys_setting()))
     async with _opened(reach) as (pool, valkey):
+        return await grant(Stores(pool, valkey, clock, codes, _replicas(reach)), offer_id, people, by, advance)
+
+
+async def grant(stores: Stores, offer_id: str, people: People, by: str, advance: Advance) -> GrantReport:
+    """The same on open stores."""
+    catalogue = await Catalogue.read(stores.pool)
+    offer = _offer(catalogue, offer_id)
+    store = StockStore(stores.valkey, GateLimits(), stores.replicas)
+    desk = ClaimDesk(store, stores.codes, stores.clock, SignalWriter(stores.valkey), catalogue.shards)
+    async with stores.pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as conn:
+        granter = Granter(conn, desk.decide, store.log_length, stores.clock, catalogue.shards)
         try:
-            return await grant(Stores(pool, valkey, clock, codes), offer_id, people, by, advance)
+            return await granter.grant(offer, people, by, advance)
         except StoreDown as error:
             raise StackError(f"{error}; run the same list again, and nobody gets it twice") from error
         except asyncpg.CheckViolationError as error:
             raise StackError(f"--by {by!r} is no name: 1 to 64 characters, no blanks around it") from error
-
-
-async def grant(stores: Stores, offer_id: str, people: People, by: str, advance: Callable[[int], None]) -> GrantReport:
-    """The same on open stores."""
-    catalogue = await Catalogue.read(stores.pool)
-    offer = _offer(catalogue, offer_id)
-    store = StockStore(stores.valkey, GateLimits())
-    desk = ClaimDesk(store, stores.codes, stores.clock, SignalWriter(stores.valkey), catalogue.shards)
-    async with stores.pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as conn:
-        granter = Granter(conn, desk.decide, store.log_length, stores.clock, catalogue.shards)
-        return await granter.grant(offer, people, by, advance)
 
 
 @contextlib.asynccontextmanager
@@ -72,6 +72,11 @@ async def _opened(reach: Reach) -> AsyncIterator[tuple[Pool, Redis]]:
     finally:
         await valkey.aclose()
         await pool.close()
+
+
+def _replicas(reach: Reach) -> int:
+    """As many as the claim service waits for."""
+    return int(os.environ.get("HANQUAN_VALKEY_REPLICAS") or is_cluster(reach.valkey_url))
 
 
 def _offer(catalogue: Catalogue, offer_id: str) -> Offered:

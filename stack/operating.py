@@ -1,12 +1,15 @@
 """What operators' commands share: a seat at the stores of the stack that runs, and how a refusal is told."""
 
+import logging
 import os
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
 
 import asyncpg
+import structlog
 
 from antifraud.gate import GateLimits
 from issuer.operator.office import Office
@@ -30,6 +33,7 @@ Answer = TypeVar("Answer")
 async def office(data: Path, by: str = "nobody") -> AsyncIterator[Office]:
     """An operator at the stores of the stack that runs in a data folder. Raises StackError when none runs, or when a
     store does not answer; the same command may then be given again."""
+    _log_to_stderr()
     reach, name = Reach(DataFolder(data)), staff_name(by)
     settings = {"application_name": "operator", "TimeZone": "UTC"}
     conn = await asyncpg.connect(
@@ -38,12 +42,19 @@ async def office(data: Path, by: str = "nobody") -> AsyncIterator[Office]:
     valkey = open_valkey(reach.valkey_url, connections=32)
     try:
         shards, now = await StockBook(conn).shards(), open_clock(os.environ.get("HANQUAN_CLOCK_FILE")).now()
-        yield Office(conn=conn, store=StockStore(valkey, GateLimits()), shards=shards, by=name, now=now)
+        store = StockStore(valkey, GateLimits(), reach.replicas_acked)
+        yield Office(conn=conn, store=store, shards=shards, by=name, now=now)
     except (Unavailable, TimeoutError) as error:
         raise StackError(f"not finished, give the same command again: {str(error) or type(error).__name__}") from error
     finally:
         await valkey.aclose()
         await conn.close(timeout=5)
+
+
+def _log_to_stderr() -> None:
+    """What goes wrong only, and never between the lines of an answer."""
+    loud = structlog.make_filtering_bound_logger(logging.WARNING)
+    structlog.configure(wrapper_class=loud, logger_factory=structlog.PrintLoggerFactory(sys.stderr))
 
 
 def staff_name(name: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from stack.data_folder import DataFolder
 from stack.errors import StackError
 from stack.postgres_server import SUPERUSER
-from stack.stores import with_user
+from stack.stores import replicas_acked, with_user
 
 
 class Reach:
@@ -44,6 +44,11 @@ class Reach:
         """URL with password."""
         own = self._env.get("HANQUAN_VALKEY_URL")
         return own or with_user(self.run.valkey, "", self.secrets.valkey_password)
+
+    @property
+    def replicas_acked(self) -> int:
+        """How many replicas must hold what is answered, as for the stack."""
+        return replicas_acked(self.valkey_url, self._env)
 
     def dsn(self, role: str | None = None) -> str:
         """DSN for one of sql.migrate.ROLES, or for the administrator, with password."""

@@ -43,8 +43,7 @@ class Stores:
             folder.path, password=secrets.postgres_password, log=folder.logs / "postgres.log"
         )
         self._valkey = _embedded_valkey(folder, secrets.valkey_password, cluster)
-        said = env.get("HANQUAN_VALKEY_REPLICAS")
-        self.replicas_acked = int(said) if said else int(is_cluster(self.valkey_url))
+        self.replicas_acked = replicas_acked(self.valkey_url, env)
 
     @property
     def valkey_url(self) -> str:
@@ -108,6 +107,11 @@ def _embedded_valkey(folder: DataFolder, password: str, cluster: bool) -> Valkey
     if (folder.path / "valkey").exists():
         raise StackError(f"{folder.path} was made with one Valkey; start a cluster in another folder, with --data")
     return ValkeyCluster(folder.path, password=password, logs=folder.logs)
+
+
+def replicas_acked(valkey_url: str, env: Mapping[str, str] = os.environ) -> int:
+    """How many replicas must hold what is answered: as HANQUAN_VALKEY_REPLICAS says, else one on a cluster."""
+    return int(env.get("HANQUAN_VALKEY_REPLICAS") or is_cluster(valkey_url))
 
 
 @asynccontextmanager

@@ -43,6 +43,7 @@ SETTINGS: Mapping[str, str] = {
     "timeout": "0",
     "tcp-keepalive": "60",
     "loglevel": "notice",
+    "slowlog-log-slower-than": "-1",  # its entries would hold claims, and with them the tokens of people
 }
 
 

@@ -158,4 +158,4 @@ def _marks(outbox: Outbox) -> Coalescer[Outcome, None]:
         await outbox.mark(outcomes)
         return [None] * len(outcomes)
 
-    return Coalescer(flush, batch_max=500, queue_max=10_000, deadline_s=MARK_DEADLINE_S)
+    return Coalescer(flush, batch_max=100, queue_max=10_000, deadline_s=MARK_DEADLINE_S)

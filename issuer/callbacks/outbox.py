@@ -1,6 +1,6 @@
 """The outbox: events wait here, in PostgreSQL, from the moment of the fact until they are delivered or given up.
 
-Claims are written by the drain through `add_claimed`; uses, refunds and expiries by the database's own functions
+Claims are written down by the drain (`add_claimed`), uses, refunds and expiries by the database's own functions
 (redeem_batch, refund_batch, expire_stock). All in the transaction of the fact, and only for who subscribed.
 """
 

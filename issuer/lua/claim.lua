@@ -1,15 +1,17 @@
 -- Claims, many in one call, each decided on its own and all of them atomically.
 --
--- The text of antifraud/gate.lua goes in front of this one and brings gate_check and gate_won.
+-- The text of antifraud/gate.lua goes in front of this one and brings gate_check, gate_tried and gate_won.
 --
 -- KEYS[1]  the shard's hash tag, such as {s0}. Never a key itself: every key below carries it, so on a
 --          cluster all of them live on one node (docs/adr/0004-keys-by-hash-tag.md).
 -- ARGV[i]  one claim, packed by issuer/record.py (big-endian):
 --            1-2  round_no          14-21 device digest      50-51 partition
 --            3-4  slot of the offer 22-29 request digest     52-55 face_fen of the offer
---            5    1: a grant        30-33 body tag           56    how many parts
+--            5    way              30-33 body tag           56    how many parts
 --            6-13 person digest     34-49 person token       57-   a part: stock_no 4, quantity 1;
 --                                                                  then out_request_no
+--          way: 0 a claim; 1 a grant, and the gate is not asked; 2 a claim that was asked a moment ago, found the
+--          shard dry, and is asked again: it has passed the gate, and must not be charged for pace twice
 --          a device digest of eight zero bytes: no device was named
 --
 -- Answers one string a claim, in order:
@@ -20,7 +22,8 @@
 --   USER_ALREADY_CLAIMED, PERSON_LIMIT, GROUP_LIMIT, FACE_LIMIT, REQUEST_BLOCKED, FREQUENCY_LIMITED, DEVICE_LIMIT
 --
 -- Order matters. A replay is answered first, so that a retry always finds its win; the person is
--- checked before stock is touched, so that a second click never eats a voucher.
+-- checked before stock is touched, so that a second click never eats a voucher. A number that another person used is
+-- refused where the claim would be granted: until then nobody needs to know, and the store is asked once less.
 --
 -- Keys (written by publish.lua; issuer/keys.py names them)
 --   {s0}:round:<no>        opens_ms closes_ms offset_ms hash_buckets serial partner_limit person_limit face_max
@@ -33,7 +36,7 @@
 --   {s0}:cap:<campaign>:<bkt>  hash: 6 bytes of the person digest -> face_fen they won in the campaign, if it is capped
 --   {s0}:log               the stream that the drain reads; one entry a call, all its wins in field w
 -- Small hashes stay listpacks and small sets intsets, so a win costs its bytes and no key (docs/adr/0010-thirty-bytes-a-win.md).
--- Cost: about eight O(1) commands a granted claim.
+-- Cost: four to six O(1) commands a granted claim, two of them writes.
 
 local tag = KEYS[1]
 local no_device = string.rep('\0', 8)
@@ -41,6 +44,7 @@ local byte, sub, pack, unpack_ = string.byte, string.sub, struct.pack, struct.un
 local call = redis.call
 local SHORT_SLOTS, SHORT = 128, 16777216  -- what one byte holds beside its first bit, and three bytes
 local LATER = byte('L')
+local GOLDEN = 2654435761  -- as in issuer/card.py
 local CAP_BUCKETS = 65536  -- alike in every round of a campaign
 local clock = call('TIME')
 local store_ms = clock[1] * 1000 + math.floor(clock[2] / 1000)
@@ -112,11 +116,11 @@ local function each_win(records, visit)
     while at <= #records do
         local slot, body, serial, after_ms = byte(records, at), nil, nil, nil
         if slot < SHORT_SLOTS then
-            body, serial, after_ms = sub(records, at + 1, at + 4), unpack_('>I3I3', records, at + 5)
+            body, serial, after_ms = unpack_('>I4I3I3', records, at + 1)
             at = at + 11
         else
-            slot = (slot - SHORT_SLOTS) * 256 + byte(records, at + 1)
-            body, serial, after_ms = sub(records, at + 2, at + 5), unpack_('>I4I5', records, at + 6)
+            slot, body, serial, after_ms = unpack_('>I2I4I4I5', records, at)
+            slot = slot - SHORT_SLOTS * 256
             at = at + 15
         end
         local found = visit(slot, body, serial, after_ms)
@@ -126,9 +130,14 @@ end
 
 local function record_of(slot, body, serial, after_ms)
     if slot < SHORT_SLOTS and serial < SHORT and after_ms < SHORT then
-        return pack('>B', slot) .. body .. pack('>I3I3', serial, after_ms)
+        return pack('>BI4I3I3', slot, body, serial, after_ms)
     end
-    return pack('>I2', slot + SHORT_SLOTS * 256) .. body .. pack('>I4I5', serial, after_ms)
+    return pack('>I2I4I4I5', slot + SHORT_SLOTS * 256, body, serial, after_ms)
+end
+
+-- What is left of a body tag without the offer: one number for one person and request number.
+local function number_of(slot, body)
+    return bit.bxor(body, slot * GOLDEN % 4294967296)
 end
 
 local function over_limit(round, slot, records)
@@ -172,20 +181,26 @@ local function take(c, parts)
     return units
 end
 
+local function told_before(round, records, slot, body)
+    local number = number_of(slot, body)
+    return each_win(records, function(won, its_body, serial, after_ms)
+        if number_of(won, its_body) ~= number then return nil end
+        if won ~= slot then return 'IDEMPOTENCY_MISMATCH' end
+        return 'R' .. pack('>I4d', serial, round.opens_ms + after_ms)
+    end)
+end
+
 local function claim(c)
-    local round_no, slot, is_grant = unpack_('>I2I2B', c)
+    local round_no, slot, way = unpack_('>I2I2B', c)
     local round = rounds[round_no] or open_round(round_no)
     if not round.known then return 'UNPUBLISHED' end
 
-    local person, body = sub(c, 6, 13), sub(c, 30, 33)
-    local who_key, who = round.who .. bucket_of(c, 6, round.buckets), sub(c, 8, 13)
+    local person_bucket = bucket_of(c, 6, 16777216)
+    local who_key, who = round.who .. person_bucket % round.buckets, sub(c, 8, 13)
+    local body = unpack_('>I4', c, 30)
     local records = call('HGET', who_key, who)
-    local told = records and each_win(records, function(won, its_body, serial, after_ms)
-        if its_body == body and won == slot then return pack('>I4d', serial, round.opens_ms + after_ms) end
-    end)
-    if told then return 'R' .. told end
-    local req_key, request = round.req .. bucket_of(c, 22, round.buckets), unpack_('>I6', c, 24)
-    if call('SISMEMBER', req_key, request) == 1 then return 'IDEMPOTENCY_MISMATCH' end
+    local told = records and told_before(round, records, slot, body)
+    if told then return told end
 
     local shut = window(round)
     if shut then return shut end
@@ -193,28 +208,32 @@ local function claim(c)
     local short = short_of(round, c, parts)
     if short and short ~= 'SOLD_OUT' and byte(short) ~= LATER then return short end
 
-    local device = sub(c, 14, 21)
+    local person, device = sub(c, 6, 13), sub(c, 14, 21)
     if device == no_device then device = '' end
-    if is_grant == 0 then
+    if way == 0 then
         local refused = gate_check(tag, round.now_ms, person, device)
         if refused then return refused end
     end
     local over = records and over_limit(round, slot, records)
-    if over then return over end
-    local face_fen, cap_key, had_fen = nil, nil, 0
+    local cap_key, face_fen = nil, 0
     if round.face_max > 0 then
-        face_fen, cap_key = unpack_('>I4', c, 52), round.cap .. bucket_of(c, 6, CAP_BUCKETS)
-        had_fen = tonumber(call('HGET', cap_key, who)) or 0
-        if had_fen + face_fen > round.face_max then return 'FACE_LIMIT' end
+        cap_key = round.cap .. person_bucket % CAP_BUCKETS
+        face_fen = (tonumber(call('HGET', cap_key, who)) or 0) + unpack_('>I4', c, 52)
+        if face_fen > round.face_max then over = over or 'FACE_LIMIT' end
     end
-    if short then return short end
+    if over or short then
+        if way == 0 then gate_tried(tag, round.now_ms, person) end
+        return over or short
+    end
+    if call('SADD', round.req .. bucket_of(c, 22, round.buckets), unpack_('>I6', c, 24)) == 0 then
+        return 'IDEMPOTENCY_MISMATCH'
+    end
 
     local serial = round.serial + 1
     round.serial = round.serial + take(c, parts)
     call('HSET', who_key, who, (records or '') .. record_of(slot, body, serial, round.now_ms - round.opens_ms))
-    call('SADD', req_key, request)
-    if cap_key then call('HSET', cap_key, who, had_fen + face_fen) end
-    if is_grant == 0 then gate_won(tag, round.now_ms, person, device) end
+    if cap_key then call('HSET', cap_key, who, face_fen) end
+    if way ~= 1 then gate_won(tag, round.now_ms, person, device) end
     local win = pack('>I4d', serial, round.now_ms)
     wins[#wins + 1] = win .. pack('>I2', #c) .. c
     return 'G' .. win

@@ -35,7 +35,7 @@ class Moved(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CampaignMoved(msgspec.Struct, frozen=True, kw_only=True):
-    """A campaign whose stocks were moved together; `moved` of them now, the others before."""
+    """A campaign whose stocks were moved together, but for those that are over; `moved` now, the others before."""
 
     campaign_id: str
     state: str
@@ -114,16 +114,18 @@ async def _move_campaign(
     conn: Connection, campaign_id: str, verb: Verb, by: str, now: datetime
 ) -> CampaignMoved | Refusal:
     book = StockBook(conn)
-    rows = await book.stocks(now, campaign_id)
-    if not rows:
+    every = await book.stocks(now, campaign_id)
+    if not every:
         return no_such(f"campaign {campaign_id}")
+    rows = [row for row in every if row.state not in ("ENDED", "CLOSED")]
     try:
         async with conn.transaction():
             outcomes = [await _move_one(book, row, verb, by, now) for row in rows]
     except _Undone as undone:
         return undone.refusal
     moved = sum(outcome.name == "MOVED" for outcome in outcomes)
-    return CampaignMoved(campaign_id=campaign_id, state=str(outcomes[0].value), stocks=len(rows), moved=moved)
+    state = str(outcomes[0].value) if outcomes else "ENDED"
+    return CampaignMoved(campaign_id=campaign_id, state=state, stocks=len(rows), moved=moved)
 
 
 async def _move_one(book: StockBook, row: StockRow, verb: Verb, by: str, now: datetime) -> Outcome:

@@ -58,17 +58,21 @@ def no_such(what: str) -> Refusal:
 
 
 @asynccontextmanager
-async def published_alone(conn: Connection, *round_nos: int) -> AsyncIterator[None]:
-    """Nobody else changes what is published of these rounds: no publisher, no other operator.
+async def published_alone(conn: Connection, *round_nos: int, waits: bool = True) -> AsyncIterator[bool]:
+    """Nobody else changes what is published of these rounds: no publisher, no other operator. Whether it is so, for
+    one that does not wait.
 
     Raises TimeoutError after LOCK_WAIT_S. The lock is the connection's: it goes when the connection does.
     """
-    taken = []
+    taken: list[int] = []
     try:
         for round_no in sorted(set(round_nos)):
-            await conn.execute(_queries["lock_publishing"], round_no, timeout=LOCK_WAIT_S)
+            if waits:
+                await conn.execute(_queries["lock_publishing"], round_no, timeout=LOCK_WAIT_S)
+            elif not await conn.fetchval(_queries["try_publishing"], round_no):
+                break
             taken.append(round_no)
-        yield
+        yield len(taken) == len(set(round_nos))
     finally:
         for round_no in taken if not conn.is_closed() else ():
             await conn.execute(_queries["unlock_publishing"], round_no)

@@ -37,9 +37,9 @@ SELECT count(*) FROM campaign
 -- All shards.
 SELECT coalesce(max(shards), 0)::bigint FROM city
 
--- name: stock_quantities
--- How many vouchers each stock has, by round.
-SELECT round_no, stock_no, quantity FROM stock ORDER BY round_no, stock_no
+-- name: round_stocks
+-- The stocks of each round.
+SELECT round_no, stock_no FROM stock ORDER BY round_no, stock_no
 
 -- name: examined_transfers
 -- All transfers.
@@ -102,7 +102,7 @@ SELECT format('stock %s: %s vouchers of %s', s.stock_id, v.issued, s.quantity) A
 SELECT format('shard %s: drained to %s, the log ends at %s', e.shard, coalesce(p.position, 'nothing'), e.ends_at) AS what,
        count(*) OVER () AS violations
   FROM unnest($2::smallint[], $3::text[]) AS e(shard, ends_at) LEFT JOIN drain_position p USING (shard)
- WHERE string_to_array(coalesce(p.position, '0-0'), '-')::numeric[] < string_to_array(e.ends_at, '-')::numeric[]
+ WHERE string_to_array(coalesce(nullif(p.position, '0'), '0-0'), '-')::numeric[] < string_to_array(e.ends_at, '-')::numeric[]
  ORDER BY e.shard LIMIT $1
 
 -- name: a1d_stock_and_round
@@ -209,32 +209,96 @@ SELECT format('transfer %s in bucket %s (%s): %s vouchers, hash %s', k.transfer_
 
 -- ---------------------------------------------------------------- A2: people
 
+-- name: a1l_stock_counted
+-- Stocks and shards whose vouchers are not as many as the books count, in which the drain adds up what it carried.
+SELECT format('stock %s, shard %s: %s vouchers, counted %s', coalesce(s.stock_id, stock_no::text), shard, coalesce(v.issued, 0),
+              coalesce(i.issued, 0)) AS what, count(*) OVER () AS violations
+  FROM (SELECT v.stock_no, (((v.voucher_id >> 28) & 1023) * c.shards / 1024)::smallint AS shard, count(*) AS issued
+          FROM voucher v CROSS JOIN city c GROUP BY 1, 2) v
+  FULL JOIN stock_issued i USING (stock_no, shard) LEFT JOIN stock s USING (stock_no)
+ WHERE v.issued IS DISTINCT FROM i.issued
+ ORDER BY stock_no, shard LIMIT $1
+
+-- name: examined_packs
+-- Claims of packs.
+SELECT count(*) FROM (SELECT DISTINCT person, out_request_no, pack_no FROM voucher WHERE pack_no IS NOT NULL) c
+
+-- name: a1m_packs_whole
+-- Claims of packs that brought other vouchers than the pack holds.
+WITH given AS (
+    SELECT person, out_request_no, pack_no, stock_no, count(*) AS quantity FROM voucher WHERE pack_no IS NOT NULL
+     GROUP BY person, out_request_no, pack_no, stock_no
+), claim AS (
+    SELECT DISTINCT person, out_request_no, pack_no FROM given
+), promised AS (
+    SELECT c.person, c.out_request_no, c.pack_no, i.stock_no, i.quantity FROM claim c JOIN pack_item i USING (pack_no)
+)
+SELECT format('pack %s, claim %s: %s vouchers of stock %s, promised %s', coalesce(p.pack_id, pack_no::text), out_request_no,
+              coalesce(g.quantity, 0), stock_no, coalesce(q.quantity, 0)) AS what, count(*) OVER () AS violations
+  FROM given g FULL JOIN promised q USING (person, out_request_no, pack_no, stock_no) LEFT JOIN pack p USING (pack_no)
+ WHERE g.quantity IS DISTINCT FROM q.quantity::bigint
+ ORDER BY pack_no, out_request_no, stock_no LIMIT $1
+
+-- ---------------------------------------------------------------- A2: people
+
 -- name: a2a_person_limit
--- People with more vouchers of a partner in a round than the round allows.
+-- People with more claims of a partner in a round than the round allows; a pack is one claim.
 SELECT format('person %s: %s vouchers of partner %s in round %s, limit %s', h.person, h.held, p.partner_id, d.round_id,
               d.per_person_and_partner_limit) AS what, count(*) OVER () AS violations
-  FROM (SELECT v.person, s.round_no, s.partner_no, count(*) AS held FROM voucher v JOIN stock s USING (stock_no)
+  FROM (SELECT v.person, s.round_no, s.partner_no,
+               count(*) FILTER (WHERE v.pack_no IS NULL) + count(DISTINCT v.out_request_no) FILTER (WHERE v.pack_no IS NOT NULL) AS held
+          FROM voucher v JOIN stock s USING (stock_no)
          GROUP BY v.person, s.round_no, s.partner_no HAVING count(*) > 1) h
   JOIN round d USING (round_no) JOIN partner p USING (partner_no)
  WHERE h.held > d.per_person_and_partner_limit
  ORDER BY d.round_no, h.person LIMIT $1
 
 -- name: a2b_request_once
--- Claim numbers that won more than once in a round, unless it was for two people and the clash is written down.
+-- Claim numbers that won more than once in a round, unless it was for two people and the clash is written down. The
+-- vouchers of a pack came by one number.
 WITH repeated AS (
     SELECT request_key FROM voucher GROUP BY request_key HAVING count(*) > 1
 ), won AS (
-    SELECT v.voucher_id, v.person, v.out_request_no, s.partner_no, s.round_no
+    SELECT v.voucher_id, v.person, v.pack_no, v.out_request_no, s.partner_no, s.round_no
       FROM voucher v JOIN repeated USING (request_key) JOIN stock s USING (stock_no)
 )
 SELECT format('partner %s, claim %s: vouchers %s and %s', a.partner_no, a.out_request_no, a.voucher_id, b.voucher_id) AS what,
        count(*) OVER () AS violations
   FROM won a JOIN won b ON b.partner_no = a.partner_no AND b.out_request_no = a.out_request_no AND b.round_no = a.round_no
    AND b.voucher_id > a.voucher_id
- WHERE a.person = b.person OR NOT EXISTS (
+ WHERE CASE WHEN a.person = b.person THEN a.pack_no IS NULL OR a.pack_no IS DISTINCT FROM b.pack_no ELSE NOT EXISTS (
        SELECT FROM request_clash c WHERE c.partner_no = a.partner_no AND c.out_request_no = a.out_request_no
-          AND c.first_voucher = a.voucher_id AND c.second_voucher = b.voucher_id)
+          AND c.first_voucher = a.voucher_id AND c.second_voucher = b.voucher_id) END
  ORDER BY a.voucher_id, b.voucher_id LIMIT $1
+
+-- name: examined_limited
+-- Vouchers of rounds and campaigns that limit people over all partners, or have groups.
+SELECT count(*) FROM voucher v JOIN stock s USING (stock_no) JOIN round d USING (round_no) JOIN campaign c USING (campaign_no)
+ WHERE d.per_person_limit IS NOT NULL OR c.face_fen_per_person_max IS NOT NULL
+    OR EXISTS (SELECT FROM claim_group g WHERE g.round_no = d.round_no)
+
+-- name: a2c_wider_limits
+-- People over a limit of a round over all partners, of a group, or of a campaign's face value. A pack is one claim.
+WITH claim AS (
+    SELECT v.person, s.round_no, CASE WHEN v.pack_no IS NULL THEN s.group_no ELSE p.group_no END AS group_no
+      FROM voucher v JOIN stock s USING (stock_no) LEFT JOIN pack p ON p.pack_no = v.pack_no
+     GROUP BY v.person, s.round_no, 3, v.out_request_no, v.pack_no, CASE WHEN v.pack_no IS NULL THEN v.voucher_id END
+), over AS (
+    SELECT d.round_no, format('person %s: %s claims in round %s, limit %s', c.person, count(*), d.round_id, d.per_person_limit) AS what
+      FROM claim c JOIN round d USING (round_no) WHERE d.per_person_limit IS NOT NULL
+     GROUP BY c.person, d.round_no HAVING count(*) > d.per_person_limit
+    UNION ALL
+    SELECT g.round_no, format('person %s: %s claims of group %s, limit %s', c.person, count(*), g.group_id, g.per_person_limit)
+      FROM claim c
+      JOIN claim_group g USING (round_no, group_no)
+     GROUP BY c.person, g.round_no, g.group_no HAVING count(*) > g.per_person_limit
+    UNION ALL
+    SELECT min(d.round_no), format('person %s: %s fen of campaign %s, limit %s', v.person, sum(s.face_value_fen), c.campaign_id, c.face_fen_per_person_max)
+      FROM voucher v JOIN stock s USING (stock_no) JOIN round d USING (round_no) JOIN campaign c USING (campaign_no)
+     WHERE c.face_fen_per_person_max IS NOT NULL
+     GROUP BY v.person, c.campaign_no HAVING sum(s.face_value_fen) > c.face_fen_per_person_max
+)
+SELECT what, count(*) OVER () AS violations FROM over ORDER BY round_no, what LIMIT $1
 
 -- ---------------------------------------------------------------- A3: vouchers are spent
 
@@ -697,7 +761,8 @@ SELECT unnest(ARRAY['city', 'campaign', 'voucher', 'transfer', 'redemption', 're
     'merchant_hold_release', 'settlement_batch', 'settlement_decision', 'settlement_line', 'settlement_share', 'settlement_line_held',
     'settlement_export', 'bank_file', 'bank_row', 'bank_import', 'settlement_answer', 'fund_return', 'flow_file', 'flow_row',
     'recon_run', 'recon_run_flow', 'recon_run_bank', 'recon_break', 'recon_closure',
-    'claim_group', 'pack', 'pack_item', 'release_stage', 'stock_move', 'rollover', 'rollover_stock', 'rollover_return'])
+    'claim_group', 'pack', 'pack_item', 'release_stage', 'stock_move', 'rollover', 'rollover_stock', 'rollover_return',
+    'grant_run', 'grant_result'])
 
 -- name: derived_tables
 -- Tables that only the database's own functions write.
@@ -794,8 +859,8 @@ SELECT partner_id, partner_no FROM partner
 SELECT merchant_id, merchant_no FROM merchant
 
 -- name: stock_names
--- Our numbers of stocks and their rounds, by the names that clients use.
-SELECT stock_id, stock_no, round_no FROM stock
+-- Our numbers of stocks, and of packs below zero, and their rounds, by the names that clients use.
+SELECT stock_id, stock_no, round_no FROM stock UNION ALL SELECT pack_id, -pack_no, round_no FROM pack
 
 -- name: log_claims
 -- What claims ($1 bucket, $2 key, $3 person, $4 number, $5 partner, $6 round) brought: how often, and the first of it. In order.
@@ -803,11 +868,11 @@ SELECT coalesce(v.times, 0) AS times, v.voucher_id, v.stock_no
   FROM unnest($1::smallint[], $2::bigint[], $3::uuid[], $4::text[], $5::smallint[], $6::bigint[]) WITH ORDINALITY
        AS a(bucket, request_key, person, out_request_no, partner_no, round_no, position)
   LEFT JOIN LATERAL (
-       SELECT count(*) OVER () AS times, v.voucher_id, v.stock_no
+       SELECT count(*) FILTER (WHERE v.pack_no IS NULL) + count(DISTINCT v.pack_no) AS times, min(v.voucher_id) AS voucher_id,
+              (array_agg(coalesce(-v.pack_no, v.stock_no) ORDER BY v.voucher_id))[1] AS stock_no
          FROM voucher v JOIN stock s USING (stock_no)
         WHERE v.bucket = a.bucket AND v.request_key = a.request_key AND v.person = a.person AND v.out_request_no = a.out_request_no
-          AND s.partner_no = a.partner_no AND v.voucher_id >= a.round_no << 38 AND v.voucher_id < (a.round_no + 1) << 38
-        ORDER BY v.voucher_id LIMIT 1) v ON true
+          AND s.partner_no = a.partner_no AND v.voucher_id >= a.round_no << 38 AND v.voucher_id < (a.round_no + 1) << 38) v ON true
  ORDER BY a.position
 
 -- name: log_redemptions

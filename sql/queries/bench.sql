@@ -1,9 +1,5 @@
 -- Queries of stack/bench. They run as the administrator of a database that the bench made for itself.
 
--- name: partner_of
--- Whose stock it is.
-SELECT partner_no FROM stock WHERE stock_id = $1;
-
 -- name: durability
 -- The settings without which a commit may be told before it lasts.
 SELECT current_setting('fsync') AS fsync, current_setting('synchronous_commit') AS synchronous_commit,

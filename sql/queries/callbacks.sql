@@ -56,13 +56,15 @@ SELECT c.partner_no, p.partner_id, c.url, c.may_be_private, c.retry_after_s, k.s
  WHERE c.is_active ORDER BY c.partner_no;
 
 -- name: due_buckets
--- Buckets in which a partner ($1) has events due by now ($2).
-SELECT b::smallint AS bucket FROM city, generate_series(0, buckets - 1) AS b
- WHERE EXISTS (SELECT FROM callback_event e WHERE e.partner_no = $1 AND e.bucket = b AND e.next_at <= $2);
+-- Buckets in which a partner ($1) has events due by now ($2). One look into the index for each, however many wait.
+SELECT b::smallint AS bucket FROM city CROSS JOIN LATERAL generate_series(0, buckets - 1) AS b
+ CROSS JOIN LATERAL (SELECT FROM callback_event e WHERE e.partner_no = $1 AND e.bucket = b AND e.next_at <= $2 LIMIT 1) AS due;
 
 -- name: first_due
 -- Since when the longest waiting event of a partner has been due.
-SELECT min(next_at) AS first_due FROM callback_event WHERE partner_no = $1 AND next_at IS NOT NULL;
+SELECT min(first.next_at) FROM city CROSS JOIN LATERAL generate_series(0, buckets - 1) AS b
+ CROSS JOIN LATERAL (SELECT e.next_at FROM callback_event e
+        WHERE e.partner_no = $1 AND e.bucket = b AND e.next_at IS NOT NULL ORDER BY e.next_at LIMIT 1) AS first;
 
 -- name: hold_due
 -- Due events of a partner ($1) in one bucket ($2), held until the end of the transaction; not those that another sender holds.
@@ -85,7 +87,7 @@ WITH due AS MATERIALIZED (
     UPDATE callback_event e SET next_at = CASE WHEN j.behind IS NULL THEN $3 ELSE greatest(j.behind, $2) END,
            tries = e.tries + (j.behind IS NULL)::integer
       FROM judged j
-     WHERE e.bucket = $1 AND e.voucher_id = j.voucher_id AND e.attempt = j.attempt AND e.kind = j.kind
+     WHERE e.bucket = $1 AND e.voucher_id = ANY ($4) AND e.voucher_id = j.voucher_id AND e.attempt = j.attempt AND e.kind = j.kind
     RETURNING e.bucket, e.voucher_id, e.attempt, e.kind, e.tries, e.happened_at, j.behind IS NULL AS is_free
 )
 SELECT t.bucket, t.voucher_id, t.attempt, t.kind::text AS kind, t.tries, t.happened_at, t.is_free,
@@ -101,11 +103,11 @@ SELECT t.bucket, t.voucher_id, t.attempt, t.kind::text AS kind, t.tries, t.happe
 
 -- name: mark
 -- What came of attempts in one bucket. A failure counts only for the attempt that it is about: meanwhile someone else may
--- have sent the event, or an operator may have put it back.
+-- have sent the event, or an operator may have put it back. (ANY: a plan made while the table is empty goes by key, too.)
 UPDATE callback_event e SET next_at = o.next_at, delivered_at = o.delivered_at, died_at = o.died_at, last_error = o.error
   FROM unnest($2::bigint[], $3::smallint[], $4::text[], $5::smallint[], $6::timestamptz[], $7::timestamptz[], $8::timestamptz[], $9::text[])
        AS o(voucher_id, attempt, kind, tries, next_at, delivered_at, died_at, error)
- WHERE e.bucket = $1 AND e.voucher_id = o.voucher_id AND e.attempt = o.attempt AND e.kind = o.kind::callback_kind
+ WHERE e.bucket = $1 AND e.voucher_id = ANY ($2) AND e.voucher_id = o.voucher_id AND e.attempt = o.attempt AND e.kind = o.kind::callback_kind
    AND e.next_at IS NOT NULL AND (e.tries = o.tries OR o.delivered_at IS NOT NULL);
 
 -- name: wake

@@ -22,7 +22,7 @@ SELECT r.round_no, coalesce(g.group_nos, '{}') AS group_nos, coalesce(g.group_li
 -- Every stock as it stands, for the catalogue in memory.
 SELECT s.stock_no, s.stock_id, s.round_no, s.partner_no, s.group_no, s.is_granted,
        s.state::text AS state, s.quantity,
-       coalesce(i.issued, 0) AS issued, 0::bigint AS adjust_no, s.face_value_fen, s.funded_fen, s.transaction_minimum_fen,
+       coalesce(i.issued, 0) AS issued, s.adjust_no, s.face_value_fen, s.funded_fen, s.transaction_minimum_fen,
        s.valid_from, s.valid_until
   FROM stock s LEFT JOIN (SELECT stock_no, sum(issued)::bigint AS issued FROM stock_issued GROUP BY stock_no) i USING (stock_no);
 
@@ -61,6 +61,10 @@ UPDATE drain_position SET position = CASE position WHEN '0-0' THEN '0' ELSE '0-0
 -- name: lock_publishing
 -- One worker at a time brings a round into Valkey.
 SELECT pg_advisory_xact_lock(4822, $1);
+
+-- name: try_publishing
+-- True when nobody else is bringing a round to its shards, or changing its quantities, right now.
+SELECT pg_try_advisory_xact_lock(4822, $1);
 
 -- name: vouchers_by_request
 -- The vouchers that a partner's request number of one person brought, with how they stand, in the order of their

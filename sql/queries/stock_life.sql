@@ -60,6 +60,10 @@ SELECT adjust_no, shard, delta, applied FROM stock_adjustment WHERE edit_no = $1
 -- One at a time changes what is published of a round; held until it is given back or the connection ends.
 SELECT pg_advisory_lock(4822, $1)
 
+-- name: try_publishing
+-- True when this connection is now that one.
+SELECT pg_try_advisory_lock(4822, $1)
+
 -- name: unlock_publishing
 -- Gives that lock back.
 SELECT pg_advisory_unlock(4822, $1)

@@ -1,11 +1,11 @@
 -- Queries of `./hanquan watch`, by the auditor. Each reads a few small tables; none touches vouchers.
 
 -- name: rounds_in_sight
--- Rounds that are open ($1 is now), that opened last or open next; and how the stores are cut.
+-- Rounds that are open ($1 is now), are next, or were open within the hour, the nearest first; and how the stores are cut.
 SELECT c.campaign_id, c.title_zh, c.title_en, r.round_no, r.round_id, r.opens_at, r.closes_at, city.shards
   FROM round r JOIN campaign c USING (campaign_no) CROSS JOIN city
  WHERE r.closes_at > $1::timestamptz - interval '1 hour'
- ORDER BY r.opens_at, r.round_no LIMIT $2;
+ ORDER BY abs(extract(epoch FROM r.opens_at - $1)), r.round_no LIMIT $2;
 
 -- name: stocks_in_sight
 -- The stocks of some rounds with what of each is in the books.

@@ -11,33 +11,35 @@ from redis.exceptions import ResponseError
 
 from antifraud.gate import GateLimits
 from issuer import keys
-from issuer.stock import StockStore, guard
+from issuer.stock import StockStore
 from kernel.postgres import Connection
+from kernel.valkey import guard
 from stack.audit.room import queries
 
 _LOOK_EVERY_S = 0.1
 
 
 async def read_stock_wins(connection: Connection, valkey: Redis) -> dict[int, int]:
-    """Wins by stock number: the quantity less what all shards have left.
+    """Wins by stock number: what the shards were allotted less what they have left. Units that are moved between
+    shards, and edits of a quantity, change both alike.
 
     A round that any shard no longer holds is left out. Raises StoreDown.
     """
     shards = await connection.fetchval(queries["examined_shards"])
     store = StockStore(valkey, GateLimits())
     wins: dict[int, int] = {}
-    for round_no, quantities in (await _quantities(connection)).items():
-        left = [await store.left(shard, round_no, list(quantities)) for shard in range(shards)]
-        held = [part for part in left if part is not None]
-        if held and len(held) == shards:
-            wins |= {no: quantity - sum(part[no] for part in held) for no, quantity in quantities.items()}
+    for round_no, stock_nos in (await _stocks(connection)).items():
+        if not all([await store.is_published(shard, round_no) for shard in range(shards)]):
+            continue
+        held = [await store.stocks(shard, stock_nos) for shard in range(shards)]
+        wins |= {no: sum(part[no].allotted - part[no].left for part in held) for no in stock_nos}
     return wins
 
 
-async def _quantities(connection: Connection) -> Mapping[int, dict[int, int]]:
-    rounds: dict[int, dict[int, int]] = defaultdict(dict)
-    for row in await connection.fetch(queries["stock_quantities"]):
-        rounds[row["round_no"]][row["stock_no"]] = row["quantity"]
+async def _stocks(connection: Connection) -> Mapping[int, list[int]]:
+    rounds: dict[int, list[int]] = defaultdict(list)
+    for row in await connection.fetch(queries["round_stocks"]):
+        rounds[row["round_no"]].append(row["stock_no"])
     return rounds
 
 

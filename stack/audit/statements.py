@@ -87,9 +87,21 @@ STATEMENTS = (
         rows("a1k_chunk_hashes", "examined_chunks"),
     ),
     Statement(
+        "A1l",
+        "What the drain counts of each stock is what there is",
+        "落库程序所记各批次的发放数，等于实有券数",
+        rows("a1l_stock_counted", "examined_stocks"),
+    ),
+    Statement(
+        "A1m",
+        "Every pack was given whole",
+        "每个券包都整包发放",
+        rows("a1m_packs_whole", "examined_packs"),
+    ),
+    Statement(
         "A2a",
-        "Nobody has more vouchers of a partner in a round than the round allows",
-        "任何人在任一轮次、任一平台的券数都不超过限额",
+        "Nobody has claimed more of a partner in a round than the round allows",
+        "任何人在任一轮次、任一平台的领取数都不超过限额",
         rows("a2a_person_limit", "examined_vouchers"),
     ),
     Statement(
@@ -97,6 +109,12 @@ STATEMENTS = (
         "No claim number won twice in a round, unless for two people and the clash is on record",
         "同一轮次中没有领取请求号中签两次；若分属两人，则冲突已登记",
         rows("a2b_request_once", "examined_vouchers"),
+    ),
+    Statement(
+        "A2c",
+        "Nobody is over a limit of a round over all partners, of a group, or of a campaign's face value",
+        "任何人都不超过轮次的跨平台限额、分组限额或活动的面值上限",
+        rows("a2c_wider_limits", "examined_limited"),
     ),
     Statement(
         "A3a",

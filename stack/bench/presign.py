@@ -1,7 +1,7 @@
 """Helper: people, their claims, and requests signed before the clock starts.
 
 The n-th person of a run has one token and one request number, so whoever knows the run and n can make
-the claim again: as a signed request here, as a packed claim in script.py.
+the claim again: as a signed request here, as a claim for the script in script.py.
 """
 
 from collections.abc import AsyncIterator, Iterator
@@ -18,7 +18,6 @@ from cryptography.hazmat.primitives.serialization import (
     load_der_private_key,
 )
 
-from issuer.record import NO_DEVICE, Claim
 from kernel.ids import PARTITION_BITS, SERIAL_BITS
 from kernel.signing import Algorithm, Signer
 from stack.bench.helper import Work, serve
@@ -32,9 +31,7 @@ class Ground(msgspec.Struct, frozen=True, kw_only=True):
 
     run_id: str
     stock_id: str
-    stock_no: int
     round_no: int
-    partner_no: int
     quantity: int
 
 
@@ -96,21 +93,6 @@ def person(ground: Ground, number: int) -> bytes:
 def request_no(ground: Ground, number: int) -> str:
     """The number under which the n-th person claims."""
     return f"{ground.run_id}-{number:09}"
-
-
-def claims(ground: Ground, first: int, count: int) -> list[Claim]:
-    """The claims of people `first` to `first` + `count`, as the script takes them."""
-    return [
-        Claim(
-            round_no=ground.round_no,
-            stock_no=ground.stock_no,
-            partner_no=ground.partner_no,
-            person=person(ground, number),
-            device=NO_DEVICE,
-            out_request_no=request_no(ground, number),
-        )
-        for number in range(first, first + count)
-    ]
 
 
 def requests(job: Signing) -> Iterator[bytes]:

@@ -12,12 +12,15 @@ from time import perf_counter
 import msgspec
 
 from antifraud.gate import GateLimits
-from issuer.record import Claim
+from issuer.card import Card, card_of
+from issuer.catalogue import Catalogue
+from issuer.record import NO_DEVICE, Claim, claim_of
 from issuer.stock import Denied, Granted, StockStore
+from kernel.postgres import open_pool
 from kernel.settings import Settings
 from kernel.valkey import open_valkey
 from stack.bench.helper import Work, serve
-from stack.bench.presign import Ground, claims
+from stack.bench.presign import Ground, person, request_no
 
 UNDER_WAY_MAX = 8
 
@@ -40,9 +43,16 @@ class Filled(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
 
 
-async def fill(store: StockStore, job: Fill) -> Filled:
+def claims(ground: Ground, card: Card, first: int, count: int) -> list[Claim]:
+    """The claims of people `first` to `first` + `count`, as the store takes them."""
+    return [
+        claim_of(card, person(ground, number), NO_DEVICE, request_no(ground, number))
+        for number in range(first, first + count)
+    ]
+
+
+async def fill(store: StockStore, job: Fill, everyone: Sequence[Claim]) -> Filled:
     """Does a job. StoreDown when the store fails."""
-    everyone = claims(job.ground, job.first, job.count)
     batches = iter([everyone[at : at + job.per_call] for at in range(0, len(everyone), job.per_call)])
     told: Counter[str] = Counter()
     started = perf_counter()
@@ -64,13 +74,20 @@ def _word(outcome: Granted | Denied) -> str:
 
 @asynccontextmanager
 async def _opened() -> AsyncIterator[Work[Fill]]:
-    valkey = open_valkey(Settings.from_env().valkey_url, connections=UNDER_WAY_MAX)
+    settings = Settings.from_env()
+    pool = await open_pool(settings.postgres_dsn, size=1, name="bench")
+    valkey = open_valkey(settings.valkey_url, connections=UNDER_WAY_MAX)
     store = StockStore(valkey, GateLimits())
+    cards: dict[str, Card] = {}
 
     async def work(job: Fill) -> Filled:
-        return await fill(store, job)
+        stock_id = job.ground.stock_id
+        if stock_id not in cards:
+            cards[stock_id] = card_of((await Catalogue.read(pool)).offers[stock_id])
+        return await fill(store, job, claims(job.ground, cards[stock_id], job.first, job.count))
 
     yield work
+    await pool.close()
     await valkey.aclose()
 
 

@@ -121,13 +121,10 @@ class World:
             if algorithm not in self._signers:
                 master_key = bytes.fromhex(self.stack.secrets.master_key)
                 self._signers[algorithm] = await enrol_partner(conn, master_key, only.partner_id, algorithm, now)
-            partner_no = await conn.fetchval(_queries["partner_of"], only.stock_id)
         return Ground(
             run_id=run_id,
             stock_id=only.stock_id,
-            stock_no=loaded.stock_nos[only.stock_id],
             round_no=loaded.round_nos[campaign.rounds[0].round_id],
-            partner_no=partner_no,
             quantity=quantity,
         )
 

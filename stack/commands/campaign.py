@@ -19,6 +19,7 @@ from issuer.campaign.model import Campaign
 from issuer.campaign.read import Refused, read_campaign
 from issuer.campaign.shipped import shipped_document, shipped_names
 from issuer.grants.people import BadList, read_people
+from issuer.operator.life import CampaignMoved, approve_campaign, submit_campaign
 from kernel.clock import open_clock
 from stack.campaign_tables import details, grant_results, loaded_rounds, summary
 from stack.console import Data, err, out, run
@@ -27,16 +28,20 @@ from stack.demo.progress import Progress
 from stack.errors import StackError
 from stack.granting import run_grant
 from stack.new_city import found_city
+from stack.operating import granted, office, staff_name
 from stack.reach import Reach
 
 app = App(
-    name="campaign", version_flags=(), help="Check a campaign file, or show what a campaign will hand out and cost."
+    name="campaign",
+    version_flags=(),
+    help="Check a campaign file, show what it costs, load it, grant vouchers to a list.",
 )
 
 SHOWN_MAX = 200
 """Complaints printed; whoever has more mends these first."""
 
 By = Annotated[str, Parameter(name="--by", help="Who grants it; it is written down.")]
+Loader = Annotated[str, Parameter(name="--by", help="Who does it. Whoever loads a campaign cannot approve it.")]
 Json = Annotated[bool, Parameter(negative=(), help="Answer in JSON, money in fen.")]
 
 
@@ -78,8 +83,10 @@ def show(name: str, /, *, json: Json = False) -> int:
 
 
 @app.command
-def load(file: str, /, *, data: Data = DEFAULT) -> int:
-    """Load a checked campaign into the running stack and book its fund; its rounds open by themselves.
+def load(file: str, /, *, by: Loader, data: Data = DEFAULT) -> int:
+    """Load a checked campaign into the running stack and book its fund.
+
+    Its rounds open by themselves once somebody else has approved it (campaign approve).
 
     Parameters
     ----------
@@ -91,11 +98,27 @@ def load(file: str, /, *, data: Data = DEFAULT) -> int:
     if isinstance(answer, Refused):
         _print_complaints(file, answer.complaints)
         return 1
-    loaded = run(_load(Reach(DataFolder(data)), answer, document.decode()))
+    loaded = run(_load(Reach(DataFolder(data)), answer, document.decode(), staff_name(by)))
     if loaded is not None:
         out.print(f"loaded {loaded.campaign_id}: {len(loaded.round_nos)} rounds, {_offers(loaded)}")
+        out.print(f"somebody else must approve it: ./hanquan campaign approve {loaded.campaign_id} --by NAME")
         out.print("give each partner a key with: ./hanquan enrol partner PARTNER_ID")
     return 0
+
+
+@app.command
+def approve(campaign_id: str, /, *, by: Loader, data: Data = DEFAULT) -> None:
+    """Approve every stock of a campaign that was loaded. Whoever loaded it cannot."""
+
+    async def work() -> CampaignMoved:
+        async with office(data, by) as desk:
+            return granted(await approve_campaign(desk, campaign_id))
+
+    approved = run(work())
+    if approved is not None:
+        out.print(
+            f"{approved.campaign_id}: {approved.stocks} stocks are {approved.state}, {approved.moved} of them now"
+        )
 
 
 @app.command
@@ -160,12 +183,15 @@ async def _read_loaded(reach: Reach) -> CampaignCatalogue:
         await conn.close()
 
 
-async def _load(reach: Reach, campaign: Campaign, document: str) -> LoadedCampaign:
+async def _load(reach: Reach, campaign: Campaign, document: str, by: str) -> LoadedCampaign:
     clock = open_clock(os.environ.get("HANQUAN_CLOCK_FILE"))
     conn = await asyncpg.connect(reach.dsn("hanquan_operator"))
     try:
         await found_city(conn, reach.valkey_url)
-        loaded = await load_campaign(conn, campaign, document, now=clock.now())
+        async with conn.transaction():
+            loaded = await load_campaign(conn, campaign, document, now=clock.now(), state="DRAFT")
+            if isinstance(loaded, LoadedCampaign):
+                granted(await submit_campaign(conn, loaded.campaign_id, by, clock.now()))
     finally:
         await conn.close()
     if isinstance(loaded, NotLoaded):

@@ -1,4 +1,4 @@
-"""./hanquan enrol partner, ./hanquan enrol merchants, ./hanquan enrol operator"""
+"""./hanquan enrol partner, merchants, operator, quota"""
 
 import csv
 from pathlib import Path
@@ -9,13 +9,14 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from cyclopts import App, Parameter
+from cyclopts.validators import Number
 from rich.table import Table
 
 from kernel.clock import SystemClock
 from kernel.signing import Algorithm, Signer
 from stack.console import Data, err, out, run
 from stack.data_folder import DEFAULT, DataFolder
-from stack.enrol import NewMerchant, enrol_merchants, enrol_operator, enrol_partner, enrol_public_key
+from stack.enrol import NewMerchant, enrol_merchants, enrol_operator, enrol_partner, enrol_public_key, set_quota
 from stack.errors import StackError
 from stack.keystore import KeyStore
 from stack.operating import staff_name
@@ -60,6 +61,19 @@ def operator(
 ) -> None:
     """Give an operator a key for the operator service. The secret is kept in keys.json under the operator's id."""
     run(_operator(Reach(DataFolder(data)), operator_id, staff_name(name)))
+
+
+@app.command
+def quota(
+    partner_id: Annotated[str, Parameter(help="The partner's id in the campaign file.")],
+    claims_per_s_max: Annotated[
+        int, Parameter(help="Claims a second that it may send, over all workers; 0: no limit.", validator=Number(gte=0))
+    ],
+    *,
+    data: Data = DEFAULT,
+) -> None:
+    """Limit what a partner may send, so that its flood slows nobody else. Holds within two seconds."""
+    run(_quota(Reach(DataFolder(data)), partner_id, claims_per_s_max or None))
 
 
 def read_merchants(file: Path) -> list[NewMerchant]:
@@ -110,6 +124,18 @@ async def _operator(reach: Reach, operator_id: str, name: str) -> None:
         raise StackError(f"{operator_id} is {signer} already; choose another id")
     KeyStore(reach.folder.path).add({operator_id: signer})
     out.print(f"{operator_id} ({name}) signs with serial_no {signer.serial_no}", markup=False)
+
+
+async def _quota(reach: Reach, partner_id: str, claims_per_s_max: int | None) -> None:
+    conn = await asyncpg.connect(reach.dsn("hanquan_operator"))
+    try:
+        is_known = await set_quota(conn, partner_id, claims_per_s_max)
+    finally:
+        await conn.close()
+    if not is_known:
+        raise StackError(f"no campaign names a partner {partner_id}")
+    limit = "as many claims as it likes" if claims_per_s_max is None else f"up to {claims_per_s_max} claims a second"
+    out.print(f"{partner_id} may send {limit}")
 
 
 async def _merchants(reach: Reach, rows: list[NewMerchant]) -> None:

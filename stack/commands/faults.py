@@ -22,7 +22,7 @@ def issuer(
     seed: int = 1,
     seconds: Annotated[float, Parameter(validator=Number(gt=0, lte=60))] = 1.0,
     workers: Annotated[int, Parameter(validator=Number(gte=1, lte=16))] = 2,
-    shards: Annotated[int, Parameter(validator=Number(gte=1, lte=16))] = 1,
+    shards: Annotated[int, Parameter(validator=Number(gte=1, lte=16))] = 2,
     json: Annotated[bool, Parameter(negative=(), help="Print one JSON object.")] = False,
     keep: Annotated[bool, Parameter(negative=(), help="Keep the folder with data and logs.")] = False,
 ) -> int:

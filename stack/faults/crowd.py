@@ -209,16 +209,17 @@ class Crowd:
                 return
             await asyncio.sleep(TRY_AGAIN_S * (attempt + 1))
 
-    async def go_away(self, people: int, within_s: float) -> None:
-        """So many send a claim and close their connection in mid-request."""
+    async def go_away(self, people: int, within_s: float) -> int:
+        """So many send a claim and close their connection soon; how many did so before they had their answer."""
 
-        async def one() -> None:
+        async def one() -> bool:
             task = asyncio.create_task(self.ask([self.new_ask()]))
             await asyncio.sleep(self._random.random() * within_s)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+            return task.cancelled()
 
-        await asyncio.gather(*(one() for _ in range(people)))
+        return sum(await asyncio.gather(*(one() for _ in range(people))))
 
     async def probe(self, address: str) -> bool:
         """One claim of a new citizen at one worker: was it granted?"""

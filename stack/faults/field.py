@@ -1,6 +1,6 @@
 """The stack that is broken: its own stores and services in a folder, with wires between them that can be cut.
 
-async with open_field(folder, Size(rounds=10, workers=2, shards=1, seed=7)) as field:
+async with open_field(folder, Size(rounds=10, workers=2, shards=2, seed=7)) as field:
     os.kill(field.stack.pid("valkey"), signal.SIGKILL)
     await field.recovered(since)          # seconds
 """
@@ -10,6 +10,7 @@ import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import BinaryIO
@@ -54,7 +55,7 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
     rounds: int
     seed: int
     workers: int = 2
-    shards: int = 1
+    shards: int = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,19 +146,9 @@ async def open_field(folder: Path, size: Size) -> AsyncIterator[Field]:
         log = folder / "told.jsonl"
         lines = exits.enter_context(log.open("wb", buffering=1 << 16))
         workers = [service.name for service in _services(size.workers) if service.module == "issuer"]
-        encode = msgspec.json.Encoder().encode
-
-        def write(told: ClaimTold) -> None:
-            lines.write(encode(told) + b"\n")
-
+        addresses = [stack.addresses[name] for name in workers]
         crowd = Crowd(
-            session,
-            signer,
-            SystemClock(),
-            [stack.addresses[name] for name in workers],
-            stocks_of(0),
-            seed=size.seed,
-            write=write,
+            session, signer, SystemClock(), addresses, stocks_of(0), seed=size.seed, write=partial(_write, lines)
         )
         field = Field(
             stack=stack,
@@ -171,6 +162,10 @@ async def open_field(folder: Path, size: Size) -> AsyncIterator[Field]:
         )
         await _wait_known(field)
         yield field
+
+
+def _write(lines: BinaryIO, told: ClaimTold) -> None:
+    lines.write(msgspec.json.encode(told) + b"\n")
 
 
 async def _found(data: DataFolder, size: Size) -> Signer:

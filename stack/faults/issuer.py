@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from random import Random
@@ -13,7 +13,7 @@ from stack.errors import StackError
 from stack.faults.books import Weighed, read_entries, weigh
 from stack.faults.campaign import PARTNER, stocks_of
 from stack.faults.field import LOST_TOUCH, Field, Size, open_field
-from stack.faults.kinds import CLIENTS, FAULTS, choose, kinds_of
+from stack.faults.kinds import CLIENTS, FAULTS, choose
 from stack.faults.report import RECOVERY_MAX_S, Report
 
 AUDIT_TRIES = 5
@@ -33,7 +33,7 @@ async def run_issuer(folder: Path, size: Size, seconds: float, advance: Callable
             advance(1)
         await drill.audit()
     report = drill.report
-    report.faults, report.seed, report.rounds = kinds_of(chosen), size.seed, size.rounds
+    report.seed, report.rounds = size.seed, size.rounds
     report.elapsed_s = round(monotonic() - started, 1)
     return report
 
@@ -47,7 +47,7 @@ class Drill:
         self._seconds = seconds
         self._recoveries: dict[str, list[float]] = defaultdict(list)
         self._rounds_s: list[float] = []
-        self.report = Report()
+        self.report = Report(faults=dict.fromkeys(FAULTS, 0))
 
     async def round(self, turn: int, kinds: Sequence[str]) -> None:
         """Clients claim, something breaks, the stack recovers, and every win of the round is looked up."""
@@ -56,21 +56,25 @@ class Drill:
         async with crowd.claims_go_on(CLIENTS):
             await asyncio.sleep(self._seconds * random.uniform(0.1, 0.9))
             over = await asyncio.gather(*(self._inject(name, Random(random.getrandbits(64))) for name in kinds))
-            recovery_s = await self._field.recovered(max(over))
-        self._note_recovery(turn, kinds, recovery_s)
+            hits = {name: at for name, at in zip(kinds, over, strict=True) if at is not None}
+            recovery_s = await self._field.recovered(max(hits.values(), default=monotonic()))
+        where = f"round {turn + 1}, {' and '.join(hits) or 'all well'}"
+        self._note_faults(where, kinds, hits, recovery_s)
         await crowd.resolve()
-        self._note_books(turn, kinds, await self._weigh())
+        self._note_books(where, await self._weigh())
 
-    async def _inject(self, name: str, random: Random) -> float:
+    async def _inject(self, name: str, random: Random) -> float | None:
         return await FAULTS[name](self._field, random)
 
-    def _note_recovery(self, turn: int, kinds: Sequence[str], recovery_s: float) -> None:
+    def _note_faults(self, where: str, kinds: Sequence[str], hits: Collection[str], recovery_s: float) -> None:
         for name in kinds:
+            self.report.count_fault(name, name in hits)
+        for name in hits:
             self._recoveries[name].append(recovery_s)
         self._rounds_s.append(recovery_s)
         self.report.note_recovery(self._recoveries, self._rounds_s)
         if recovery_s > RECOVERY_MAX_S:
-            self.report.add(f"round {turn + 1}, {' and '.join(kinds)}: recovery took {recovery_s:g} s")
+            self.report.add(f"{where}: recovery took {recovery_s:g} s")
 
     async def _weigh(self) -> Weighed:
         field, crowd = self._field, self._field.crowd
@@ -82,8 +86,8 @@ class Drill:
         finally:
             await conn.close(timeout=5)
 
-    def _note_books(self, turn: int, kinds: Sequence[str], weighed: Weighed) -> None:
-        crowd, report, where = self._field.crowd, self.report, f"round {turn + 1}, {' and '.join(kinds)}"
+    def _note_books(self, where: str, weighed: Weighed) -> None:
+        crowd, report = self._field.crowd, self.report
         report.acknowledged += len(crowd.won)
         report.lost += len(weighed.lost)
         report.doubled += len(weighed.doubled)

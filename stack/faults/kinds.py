@@ -1,20 +1,21 @@
 """The faults. Each breaks something, mends it where it does not mend itself, and returns the moment
-(monotonic) at which it was over: from then on the stack has ten seconds."""
+(monotonic) at which it was over: from then on the stack has ten seconds. None: it missed, because what it
+waits for did not happen (two faults at once can be in each other's way), and counts for nothing."""
 
 import asyncio
 import os
 import resource
 import signal
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from random import Random
 from time import monotonic
 
 from stack.faults.field import Field
-from stack.faults.wire import Where
+from stack.faults.wire import Where, Wire
 
-Fault = Callable[[Field, Random], Awaitable[float]]
+Fault = Callable[[Field, Random], Awaitable[float | None]]
 
 CLIENTS = 6
 """Clients of an ordinary round; a full pool gets ten times as many."""
@@ -23,22 +24,19 @@ GONE_WITHIN_S = 20.0
 LOOK_S = 0.005
 
 
-async def reply_lost(field: Field, random: Random) -> float:
+async def reply_lost(field: Field, random: Random) -> float | None:
     """Valkey decides claims, and its reply never arrives."""
-    for _ in range(random.randint(1, 4)):
-        field.valkey.lose_reply_to(b"EVALSHA")
-        await _sprung(field)
-    return monotonic()
+    return await _lose_replies(field.valkey, b"EVALSHA", random.randint(1, 4))
 
 
-async def client_gone(field: Field, random: Random) -> float:
+async def client_gone(field: Field, random: Random) -> float | None:
     """Clients close their connections in mid-request, while replies of the store take their time."""
     field.valkey.delay = lambda: random.random() * 0.02
     try:
-        await field.crowd.go_away(random.randint(40, 120), 0.03)
+        unsure = await field.crowd.go_away(random.randint(40, 120), 0.03)
     finally:
         field.valkey.delay = lambda: 0.0
-    return monotonic()
+    return monotonic() if unsure else None
 
 
 async def pool_full(field: Field, random: Random) -> float:
@@ -70,20 +68,18 @@ async def postgres_stopped(field: Field, random: Random) -> float:
     return monotonic()
 
 
-async def backend_killed(field: Field, random: Random) -> float:
+async def backend_killed(field: Field, random: Random) -> float | None:
     """One backend of the issuer's is killed: PostgreSQL breaks off all others and recovers."""
     backends = [pid for pid in family_of(field.stack.pid("postgres")) if "hanquan_issuer" in _title(pid)]
-    if backends:
-        _send(random.choice(backends), signal.SIGKILL)
+    if not backends:
+        return None
+    _send(random.choice(backends), signal.SIGKILL)
     return monotonic()
 
 
-async def commit_reply_lost(field: Field, random: Random) -> float:
+async def commit_reply_lost(field: Field, random: Random) -> float | None:
     """PostgreSQL commits what the drain carried over, and its reply never arrives."""
-    for _ in range(random.randint(1, 3)):
-        field.postgres.lose_reply_to(b"COMMIT")
-        await _sprung(field)
-    return monotonic()
+    return await _lose_replies(field.postgres, b"COMMIT", random.randint(1, 3))
 
 
 async def valkey_killed(field: Field, random: Random) -> float:
@@ -94,9 +90,9 @@ async def valkey_killed(field: Field, random: Random) -> float:
     return monotonic()
 
 
-async def disk_full(field: Field, random: Random) -> float:
+async def disk_full(field: Field, random: Random) -> float | None:
     """No file of Valkey's may grow any more; after a while there is room again."""
-    log = field.stack.folder.path / "valkey" / "appendonlydir"
+    log, restarts = field.stack.folder.path / "valkey" / "appendonlydir", field.stack.restarts["valkey"]
     size = max((file.stat().st_size for file in log.glob("*.incr.aof")), default=0) + random.randint(0, 20_000)
     until = monotonic() + random.uniform(0.5, 1.0)
     try:
@@ -105,7 +101,7 @@ async def disk_full(field: Field, random: Random) -> float:
             await asyncio.sleep(LOOK_S)
     finally:
         _may_write(field.stack.pid("valkey"), resource.RLIM_INFINITY)
-    return monotonic()
+    return monotonic() if field.stack.restarts["valkey"] > restarts else None
 
 
 async def worker_killed(field: Field, random: Random) -> float:
@@ -118,7 +114,7 @@ async def worker_stopped(field: Field, random: Random) -> float:
     return await _end(field, random.choice(field.workers), signal.SIGTERM)
 
 
-async def drain_killed(field: Field, random: Random) -> float:
+async def drain_killed(field: Field, random: Random) -> float | None:
     """The drain is killed around a COMMIT: before it, in it, or before it hears of it."""
     moment = random.choice(["before", "in", "after"])
     killed: list[float] = []
@@ -129,10 +125,8 @@ async def drain_killed(field: Field, random: Random) -> float:
         return moment == "in"
 
     field.postgres.trap(Where.REPLY_TO if moment == "after" else Where.REQUEST, b"COMMIT", kill)
-    await _sprung(field)
-    if not killed:
-        kill()
-    return killed[-1]
+    await _sprung(field.postgres)
+    return killed[0] if killed else None
 
 
 FAULTS: Mapping[str, Fault] = {
@@ -176,13 +170,20 @@ def family_of(pid: int) -> Iterator[int]:
             yield from family_of(int(child))
 
 
-async def _sprung(field: Field) -> None:
-    """Waits until the traps closed; those that did not are taken back."""
+async def _lose_replies(wire: Wire, request: bytes, times: int) -> float | None:
+    before = wire.sprung
+    for _ in range(times):
+        wire.lose_reply_to(request)
+        await _sprung(wire)
+    return monotonic() if wire.sprung > before else None
+
+
+async def _sprung(wire: Wire) -> None:
+    """Waits until the traps of a wire closed; those that did not are taken back."""
     deadline = monotonic() + SPRUNG_WITHIN_S
-    while (field.valkey.armed or field.postgres.armed) and monotonic() < deadline:
+    while wire.armed and monotonic() < deadline:
         await asyncio.sleep(LOOK_S)
-    field.valkey.disarm()
-    field.postgres.disarm()
+    wire.disarm()
 
 
 async def _end(field: Field, name: str, signal_number: signal.Signals) -> float:
@@ -211,8 +212,3 @@ def _may_write(pid: int, bytes_max: int) -> None:
     with suppress(ProcessLookupError, PermissionError):
         _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (bytes_max, hard))
-
-
-def kinds_of(chosen: Sequence[tuple[str, ...]]) -> dict[str, int]:
-    """How often each fault was injected."""
-    return {name: sum(name in names for names in chosen) for name in FAULTS}

@@ -22,6 +22,7 @@ class Recovery(msgspec.Struct, kw_only=True):
 class Report(msgspec.Struct, kw_only=True):
     """A whole drill. `holds` is what counts.
 
+    faults      how often each took effect; `missed` how often one did not
     lost        wins that clients were told and that the books do not hold as told
     doubled     numbers or people with more than one voucher
     violations  everything that may not be, these two among it
@@ -29,6 +30,7 @@ class Report(msgspec.Struct, kw_only=True):
     """
 
     faults: dict[str, int] = msgspec.field(default_factory=dict)
+    missed: dict[str, int] = msgspec.field(default_factory=dict)
     acknowledged: int = 0
     lost: int = 0
     doubled: int = 0
@@ -53,6 +55,11 @@ class Report(msgspec.Struct, kw_only=True):
         """Counts violations (as many as are named, unless told) and shows the first."""
         self.violations += len(what) if count is None else count
         self.wrong += what[: SHOWN_MAX - len(self.wrong)]
+
+    def count_fault(self, name: str, took_effect: bool) -> None:
+        """Counts one injection."""
+        counts = self.faults if took_effect else self.missed
+        counts[name] = counts.get(name, 0) + 1
 
     def note_recovery(self, by_fault: Mapping[str, Sequence[float]], rounds_s: Sequence[float]) -> None:
         """Sums up recoveries: by fault, and of all rounds."""

@@ -71,7 +71,7 @@ class Books:
         return Store(answer_ms=took_s * 1000, connections=row["connections"], operations_per_s=rate)
 
     async def rounds(self, now: datetime) -> list[RoundLine]:
-        """Rounds in sight with their stocks, those that are open first."""
+        """Rounds in sight with their stocks: those that are open first, and of these the one that opened last."""
         try:
             if monotonic() - self._read_at > ROUNDS_EVERY_S:
                 self._rounds = await self._pool.fetch(_queries["rounds_in_sight"], now, ROUNDS_MAX)
@@ -84,7 +84,7 @@ class Books:
             _round_line(row, [one for one in stocks if one["round_no"] == row["round_no"]], now) for row in self._rounds
         ]
         await asyncio.gather(*(self._fill_left(line, stocks) for line in lines))
-        return sorted(lines, key=lambda line: (_ORDER[line.state], line.opens_at))
+        return sorted(lines, key=lambda line: (_ORDER[line.state], abs(line.opens_at - now)))
 
     @property
     def shards(self) -> int:

@@ -60,8 +60,10 @@ def _figures(view: View, width: int) -> Iterator[Text]:
     )
     yield _line("stores", _store("PostgreSQL", view.postgres), _store("Valkey", view.valkey))
     yield _up(view)
-    cpu = [f"{one.name} {one.cpu_percent:.0f}" for one in view.workers if one.cpu_percent is not None]
-    yield _line("cpu %", *(cpu or ["-"]))
+    busy = sorted(view.workers, key=lambda one: -(one.cpu_percent or 0))
+    yield _line(
+        "cpu %", *([f"{one.name} {one.cpu_percent:.0f}" for one in busy if one.cpu_percent is not None] or ["-"])
+    )
 
 
 def _claims(view: View, width: int) -> Iterator[Text]:
@@ -86,13 +88,14 @@ def _claims(view: View, width: int) -> Iterator[Text]:
 
 
 def _up(view: View) -> Text:
+    """What is not whole comes first, then what has most workers; the rest may be cut off."""
     line = Text("up".ljust(LABEL), style="dim")
     asked, up = Counter(one.service for one in view.workers), Counter(one.service for one in view.workers if one.is_up)
-    for service, count in asked.items():
+    if view.signals_dropped:
+        line.append(f"{view.signals_dropped:,.0f} signals dropped   ", style="yellow")
+    for service, count in sorted(asked.items(), key=lambda pair: (up[pair[0]] == pair[1], -pair[1])):
         style = "default" if up[service] == count else "bold red"
         line.append(f"{service} {up[service]}/{count}   ", style=style)
-    if view.signals_dropped:
-        line.append(f"{view.signals_dropped:,.0f} signals dropped", style="yellow")
     return line
 
 

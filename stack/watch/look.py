@@ -40,9 +40,9 @@ class Watcher:
         """Never raises for what is away: a view says what it could not see."""
         processes = (self._reach.folder.read_run() or self._reach.run).processes  # a restart brings new ones
         addresses = {one.name: one.health for one in processes if one.health}
-        looked, postgres, valkey, draining = await asyncio.gather(
-            self._services.look(addresses), self._books.postgres(), self._books.valkey(), self._books.log()
-        )
+        # The stores by themselves: their time of answering must not be that of everything else here.
+        postgres, valkey = await self._books.postgres(), await self._books.valkey()
+        looked, draining = await asyncio.gather(self._services.look(addresses), self._books.log())
         now = self._now(looked.now)
         rounds = await self._books.rounds(now)
         everybody = added(looked.now.values())

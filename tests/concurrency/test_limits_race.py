@@ -122,7 +122,10 @@ class TwoSteps:
             return await self._look_then_take(who, offer_id)
 
     async def _look_then_take(self, who: str, offer_id: str) -> bool:
-        had = [self._offers[won.decode()] for won in await self._valkey.lrange(f"had:{who}", 0, -1)]
+        had = [
+            self._offers[won if isinstance(won, str) else won.decode()]
+            for won in await self._valkey.lrange(f"had:{who}", 0, -1)
+        ]
         if refusal(self._offers[offer_id], had) is not None:
             return False
         await self._valkey.rpush(f"had:{who}", offer_id)

@@ -61,6 +61,8 @@ OTHER = Stock(3, 1, 2, 3)
 SECOND = Stock(4, 2, 1, 1)
 HELD, REFUNDER = 3, 4
 STOCKS = (DINING, MALL, OTHER, SECOND)
+PACK, IN_A_PACK = 1, 25
+"""A pack of one voucher of the last stock, and who claimed it."""
 
 
 def person(number: int) -> bytes:
@@ -126,11 +128,15 @@ async def found(connection: Connection, shards: int = 1) -> None:
     )
     for number, day in ((1, 19), (2, 26)):
         await connection.execute(
-            "INSERT INTO round VALUES ($1, 1, $2, $3, $4, 200000, 2)", number, f"r{number}", at(day, 4), at(day, 10)
+            "INSERT INTO round VALUES ($1, 1, $2, $3, $4, 200000, 2, 9)", number, f"r{number}", at(day, 4), at(day, 10)
         )
         await connection.execute("SELECT open_round_storage($1)", number)
     for stock in STOCKS:
         await _found_stock(connection, stock)
+    await connection.execute(
+        "INSERT INTO pack (pack_id, round_no, partner_no) VALUES ('pack-1', 2, $1)", SECOND.partner_no
+    )
+    await connection.execute("INSERT INTO pack_item VALUES ($1, $2, 1)", PACK, SECOND.stock_no)
     await connection.execute(
         "INSERT INTO transfer (bucket, campaign_no, kind, debit, credit, amount_fen, reference, booked_at)"
         " VALUES (0, 1, 'FUND', 'CITY_FUND', 'BUDGET', 900000, 'decision 7', $1)",
@@ -173,12 +179,13 @@ async def _issue(connection: Connection, moment: datetime, log_end: str, people:
             stock.stock_no,
             bucket(voucher_of(stock, number)),
             claim_no(stock, number),
+            PACK if (stock, number) == (SECOND, IN_A_PACK) else None,
         )
         for stock, numbers in people.items()
         for number in numbers
     ]
     drain = sql.load("drain")
-    await connection.executemany("INSERT INTO voucher VALUES ($1, $2, $3, $4, $5, $6, $7)", rows)
+    await connection.executemany("INSERT INTO voucher VALUES ($1, $2, $3, $4, $5, $6, $7, $8)", rows)
     for one in range(BUCKETS):
         chunk = [row[0] for row in rows if row[5] == one]
         reference = f"shard 0 log {log_end} campaign {CAMPAIGN}"
@@ -186,6 +193,9 @@ async def _issue(connection: Connection, moment: datetime, log_end: str, people:
         await connection.execute(
             drain["post_issue"], one, CAMPAIGN, money, len(chunk), hash_of(chunk), reference, moment
         )
+    stock_nos = sorted(stock.stock_no for stock in people)
+    issued = {stock.stock_no: len(numbers) for stock, numbers in people.items()}
+    await connection.execute(drain["add_issued"], 0, stock_nos, [issued[no] for no in stock_nos])
     await connection.execute(drain["start_position"], 0)
     position = await connection.fetchval(drain["position"], 0)
     assert await connection.fetchval(drain["move_position"], 0, position, log_end) is not None

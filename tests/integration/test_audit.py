@@ -49,7 +49,7 @@ LIES = [
         "A1d",
         f"UPDATE voucher SET stock_no = 99 WHERE voucher_id = {UNUSED_SECOND}",
         f"voucher {UNUSED_SECOND}: stock 99, round 2 by its number, unknown by its stock",
-        also=("A1f", "A1k", "A4d"),
+        also=("A1f", "A1k", "A1l", "A4d"),
     ),
     Lie(
         "A1e",
@@ -86,6 +86,16 @@ LIES = [
         "(shard 0 log 2-0 campaign 1)",
     ),
     Lie(
+        "A1l",
+        "UPDATE stock_issued SET issued = issued - 1 WHERE stock_no = 2",
+        "stock stock-2, shard 0: 6 vouchers, counted 5",
+    ),
+    Lie(
+        "A1m",
+        f"UPDATE voucher SET pack_no = 9 WHERE voucher_id = {UNUSED_SECOND}",
+        "pack 9, claim claim-4-24: 1 vouchers of stock 4, promised 0",
+    ),
+    Lie(
         "A2a",
         "UPDATE round SET per_person_and_partner_limit = 1 WHERE round_no = 1",
         "2 vouchers of partner pay-a in round r1, limit 1",
@@ -95,6 +105,13 @@ LIES = [
         f"UPDATE voucher v SET request_key = w.request_key, out_request_no = w.out_request_no FROM voucher w"
         f" WHERE v.voucher_id = {UNUSED_SECOND} AND w.voucher_id = {USED_SECOND}",
         "partner 1, claim claim-4-21: vouchers",
+    ),
+    Lie("A2c", "UPDATE round SET per_person_limit = 1 WHERE round_no = 1", "2 claims in round r1, limit 1"),
+    Lie("A2c", "UPDATE campaign SET face_fen_per_person_max = 2000", "limit 2000"),
+    Lie(
+        "A2c",
+        "INSERT INTO claim_group VALUES (1, 1, 'big', 1); UPDATE stock SET group_no = 1 WHERE round_no = 1",
+        "2 claims of group big, limit 1",
     ),
     Lie(
         "A3a",
@@ -198,7 +215,7 @@ LIES = [
         "A4d",
         f"DELETE FROM voucher WHERE voucher_id = {UNUSED_SECOND}",
         "campaign 1, bucket ",
-        also=("A1f", "A1k"),
+        also=("A1f", "A1k", "A1l"),
     ),
     Lie("A4e", "UPDATE transfer SET items = items + 1 WHERE kind = 'EXPIRE' AND bucket = 0", "(stock "),
     Lie(

@@ -1,22 +1,16 @@
 """From a fact in the books to the partner's endpoint: what is written down, sent, retried, given up, sent again."""
 
 import asyncio
-import ssl
+import json
+import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from contextlib import closing
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
 import asyncpg
 import pytest
-from aiohttp import web
-from aiohttp.test_utils import TestServer
-from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from cryptography.x509.oid import NameOID
 
 from issuer.callbacks.desk import (
     Refused,
@@ -29,15 +23,24 @@ from issuer.callbacks.desk import (
     subscribe,
     unsubscribe,
 )
-from issuer.callbacks.endpoint import Endpoint
 from issuer.callbacks.envelope import CallbackKey
 from issuer.callbacks.event import EventKey, Kind
 from issuer.callbacks.outbox import Outbox
-from kernel.clock import ManualClock
-from kernel.web import Handler
+from kernel.clock import ManualClock, SystemClock
 from redemption.settlement.expire import expire_over
 from tests import stores
-from tests.callback_world import CODES, MASTER_KEY, Receiver, Taken, World, as_keys, eventually, open_world, take
+from tests.callback_world import (
+    CODES,
+    MASTER_KEY,
+    Receiver,
+    Taken,
+    World,
+    as_keys,
+    eventually,
+    guides_example,
+    open_world,
+    take,
+)
 from tests.town import DAY, VALID_DAYS, at, later
 
 AFTER = at(later(VALID_DAYS)) + timedelta(hours=2)
@@ -186,7 +189,7 @@ async def test_failures_are_tried_again_by_the_schedule_and_then_given_up(world:
     async with world.sending():
         for tries, wait_s in ((1, 10), (2, 20), (3, 40)):
             await eventually(partial(has_calls, receiver, tries))
-            await wait_for_tries(world, tries, wait_s)
+            await is_due_in(world, tries, wait_s)
             turn(world, wait_s - 1)
             await asyncio.sleep(0.1)
             assert len(receiver.calls) == tries, "not a second too early"
@@ -209,17 +212,12 @@ def has_calls(receiver: Receiver, count: int) -> bool:
     return len(receiver.calls) == count
 
 
-async def wait_for_tries(world: World, tries: int, wait_s: int) -> None:
-    """Waits until a failed attempt is on record, and checks when the next is due."""
-    row = (await world.events())[0]
-    while (
-        row["last_error"] is None
-        or row["tries"] != tries
-        or row["next_at"] > world.clock.now() + timedelta(seconds=wait_s)
-    ):
-        await asyncio.sleep(0.01)
-        row = (await world.events())[0]
-    assert row["next_at"] == world.clock.now() + timedelta(seconds=wait_s)
+async def is_due_in(world: World, tries: int, wait_s: int) -> None:
+    """Waits until the failed attempt is on record with the time of the next one."""
+    expected = (tries, world.clock.now() + timedelta(seconds=wait_s))
+    async with asyncio.timeout(10):
+        while [(row["tries"], row["next_at"]) for row in await world.events()] != [expected]:
+            await asyncio.sleep(0.01)
 
 
 async def test_dead_letters_of_a_partner_since_a_time_are_sent_again(world: World) -> None:
@@ -352,93 +350,43 @@ async def test_the_operator_sees_each_queue(world: World) -> None:
     assert queue.oldest_at == at(DAY, 0, 30)
 
 
-# ---------------------------------------------------------------- the address
+# ---------------------------------------------------------------- the guide
 
 
-async def post_to(url: str, *, may_be_private: bool) -> str | None:
-    endpoint = Endpoint(url, may_be_private=may_be_private, connections=1)
-    try:
-        return await endpoint.post(b"{}", {})
-    finally:
-        await endpoint.close()
-
-
-@pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
-async def test_a_name_that_leads_inside_is_not_called(host: str) -> None:
-    called: list[str] = []
-
-    async def handler(request: web.Request) -> web.Response:
-        called.append(request.path)
-        return web.Response(status=204)
-
-    async with serving(handler) as url:
-        inside = url.replace("127.0.0.1", host)
-        assert "is not a public address" in str(await post_to(inside, may_be_private=False))
-        assert not called
-        assert await post_to(inside, may_be_private=True) is None
-
-
-async def test_answers_that_are_no_yes(tmp_path: Path) -> None:
-    calls: list[str] = []
-
-    async def handler(request: web.Request) -> web.StreamResponse:
-        calls.append(request.path)
-        match request.path:
-            case "/away":
-                return web.Response(status=307, headers={"Location": "/yes"})
-            case "/long":
-                return web.Response(status=500, body=b"\x1b[31m" + b"x" * 5_000_000)
-            case "/created":
-                return web.Response(status=201)
-            case "/endless":
-                response = web.StreamResponse()
-                await response.prepare(request)
-                for _ in range(40):
-                    await response.write(b"y" * 65_536)
-                return response
-            case _:
-                return web.Response(status=200, text="fine")
-
-    async with serving(handler) as url:
-        assert await post_to(f"{url}/away", may_be_private=True) == "HTTP 307: redirects are not followed"
-        long = await post_to(f"{url}/long", may_be_private=True)
-        assert long is not None
-        assert (len(long) <= 200, long.isprintable()) == (True, True)
-        assert str(await post_to(f"{url}/created", may_be_private=True)).startswith("HTTP 201")
-        assert await post_to(f"{url}/endless", may_be_private=True) is None, "a yes is a yes after its first line"
-        assert await post_to(f"{url}/yes", may_be_private=True) is None
-        assert calls == ["/away", "/long", "/created", "/endless", "/yes"]
-        assert "does not resolve" in str(await post_to("https://nowhere.invalid/", may_be_private=False))
-    assert "cannot connect" in str(await post_to(url, may_be_private=True)), "nobody is there any more"
-    async with serving(handler, own_certificate(tmp_path)) as url:
-        assert await post_to(url, may_be_private=True) == "its certificate is not trusted"
-
-
-@asynccontextmanager
-async def serving(handler: Handler, tls: ssl.SSLContext | None = None) -> AsyncIterator[str]:
-    """A partner's server for the length of the block; its base URL."""
-    app = web.Application()
-    app.router.add_post("/{tail:.*}", handler)
-    server = TestServer(app, scheme="https" if tls else "http")
-    await server.start_server(ssl=tls)
-    try:
-        yield str(server.make_url("")).rstrip("/")
-    finally:
-        await server.close()
-
-
-def own_certificate(folder: Path) -> ssl.SSLContext:
-    """TLS with a certificate that nobody vouches for."""
-    key = generate_private_key(SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
-    now = datetime.now(UTC)
-    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
-    builder = builder.serial_number(1).not_valid_before(now - timedelta(days=1))
-    made = builder.not_valid_after(now + timedelta(days=1)).sign(key, SHA256())
-    file = folder / "own.pem"
-    file.write_bytes(
-        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()) + made.public_bytes(Encoding.PEM)
+async def test_the_receiver_in_the_guide_keeps_an_event_once(
+    database: stores.Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    guide = guides_example()
+    server = guide["ThreadingHTTPServer"](("127.0.0.1", 0), guide["Receiver"])
+    serving_it = asyncio.create_task(asyncio.to_thread(server.serve_forever, 0.05))
+    async with open_world(database, SystemClock()) as world:
+        nobody = await world.receiver()
+        await world.subscribe_at("wepay", f"http://127.0.0.1:{server.server_port}/", nobody)
+        guide["KEYS"] |= nobody.keys
+        (voucher_id,) = await world.claim()
+        event_id = str(EventKey(voucher_id, 0, Kind.CLAIMED))
+        async with world.sending():
+            await world.settled()
+            await redeliver(world.operator, event_id, world.clock.now())
+            await world.settled()
+        guide["KEYS"].clear()
+        await redeliver(world.operator, event_id, world.clock.now())
+        async with world.sending():
+            await eventually_refused(world, "HTTP 401")
+    await asyncio.to_thread(server.shutdown)
+    await serving_it
+    server.server_close()
+    with closing(sqlite3.connect(tmp_path / "events.db")) as db:
+        ((kept_id, kind, voucher),) = db.execute("SELECT * FROM event").fetchall()
+    assert (kept_id, kind, json.loads(voucher)["voucher_code"]) == (
+        event_id,
+        "VOUCHER.CLAIMED",
+        CODES.encode(voucher_id),
     )
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(file)
-    return context
+
+
+async def eventually_refused(world: World, error: str) -> None:
+    """Waits until the one event has failed that way."""
+    while (await world.events())[0]["last_error"] != error:
+        await asyncio.sleep(0.02)

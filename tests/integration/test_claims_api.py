@@ -345,6 +345,52 @@ async def test_a_batch_judges_each_item_in_its_place(city: City) -> None:
     assert single.json == results[0]["claim"]
 
 
+async def test_a_number_twice_in_a_batch_is_judged_twice(city: City) -> None:
+    """In the order asked: the same again is a replay, something else is a mismatch, whichever comes first."""
+    first = {"out_request_no": "twice-0001", "stock_id": "mall", "person_token": person(320)}
+    other = first | {"person_token": person(321)}
+    elsewhere = first | {"stock_id": "dining"}
+    reply = await city.call(
+        city.issuer, "wechat", "POST", "/v1/claims:batch", {"claims": [first, first, other, elsewhere, first]}
+    )
+    assert _items(reply) == [(200, None), (200, None), *[(422, "IDEMPOTENCY_MISMATCH")] * 2, (200, None)]
+    results = reply.json["results"]
+    assert [bool(item.get("replayed")) for item in results] == [False, True, False, False, True]
+    assert results[0]["claim"] == results[1]["claim"] == results[4]["claim"]
+    async with unchanged(city, ignoring=[PACE]):
+        again = await city.call(city.issuer, "wechat", "POST", "/v1/claims:batch", {"claims": [other, first]})
+    assert _items(again) == [(422, "IDEMPOTENCY_MISMATCH"), (200, None)]
+
+
+@pytest.mark.parametrize("bad", [{"person_token": "0" * 31}, {"stock_id": 7}, {"surprise": 1}, {"out_request_no": "x"}])
+async def test_an_item_that_cannot_be_read_is_named(city: City, bad: dict[str, object]) -> None:
+    good = {"out_request_no": "named-0001", "stock_id": "mall", "person_token": person(330)}
+    reply = await city.call(city.issuer, "wechat", "POST", "/v1/claims:batch", {"claims": [good, good | bad, 7]})
+    assert _items(reply) == [(200, None), (400, "PARAM_ERROR"), (400, "PARAM_ERROR")]
+    [field] = bad
+    pointers = [item["problem"]["pointer"] for item in reply.json["results"][1:]]
+    assert pointers == ["claims[1]" if field == "surprise" else f"claims[1].{field}", "claims[2]"]
+
+
+async def test_a_token_of_the_wrong_form_is_named(city: City) -> None:
+    for token in ("0" * 31, "G" * 32, person(1).upper()):
+        reply = await changed(person_token=token)(city, CLAIM)
+        assert_problem(reply, Code.PARAM_ERROR)
+        assert reply.json["pointer"] == "person_token"
+
+
+@pytest.mark.parametrize("minutes", [-6, 6])
+async def test_a_clock_six_minutes_off_hears_the_servers_time(city: City, minutes: int) -> None:
+    now_s = int(city.clock.now().timestamp())
+    async with unchanged(city):
+        reply = await CLAIM.send(city, sign={"timestamp_s": now_s + 60 * minutes})
+    assert_problem(reply, Code.SIGN_ERROR)
+    told_s = int(reply.json["detail"].rpartition(" ")[2])
+    assert abs(told_s - now_s) <= 5
+    assert abs(datetime.fromisoformat(reply.json["server_time"]).timestamp() - now_s) <= 5
+    assert (await CLAIM.send(city, sign={"timestamp_s": told_s})).status == 200
+
+
 @pytest.mark.parametrize(
     ("name", "claims"),
     [

@@ -46,8 +46,8 @@ async def test_claims_and_lookups_at_ten_times_the_connections(
         replies = await asyncio.gather(
             *(city.claim("dining", person(n), number=f"full-{n:05}", service=service) for n in range(CALLERS))
         )
-        found = await asyncio.gather(*(_look(city, service, n) for n in range(CALLERS)))
-        judge([*replies, *found], (monotonic() - started) / 2)
+        found = await asyncio.gather(*(_look(city, service, n) for n in range(CALLERS // 2)))
+        judge([*replies, *found], monotonic() - started)
         wire.delay = lambda: 0.0
         again = [await city.claim("dining", person(n), number=f"full-{n:05}", service=service) for n in range(20)]
         assert {reply.status for reply in again} == {200}

@@ -14,13 +14,14 @@ import pytest
 from aiohttp import web
 
 from issuer.keys import log_key
+from kernel.web import new_app
 from stack.faults.crowd import Crowd
 from stack.faults.kinds import family_of
 from tests import stores
 from tests.city import City, open_city
 from tests.crowds import AGREED, crowd_of, weigh_known
 
-STILL_S = 0.7
+STILL_S = 0.5
 
 
 @contextmanager
@@ -85,7 +86,7 @@ def _asking_first(city: City) -> web.Application:
             return web.json_response(problem, status=503, headers={"Retry-After": "1"})
         raise web.HTTPTemporaryRedirect(city.issuer + request.path)
 
-    app = web.Application()
+    app = new_app(city.clock)
     app.router.add_post("/v1/claims", claim)
     app.router.add_post("/v1/claims:batch", claim)
     return app

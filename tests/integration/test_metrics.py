@@ -9,7 +9,7 @@ import pytest
 from prometheus_client import REGISTRY, generate_latest
 
 from issuer import metrics
-from issuer.stock import Denied, Granted
+from issuer.words import Told
 from kernel.errors import Code, Refusal, StoreDown
 from kernel.pool_metrics import PoolCollector
 from stack.watch.exposition import Series, increase, parse, spread
@@ -58,16 +58,12 @@ async def broken() -> Any:
 async def test_a_batch_is_counted_by_partner_and_outcome() -> None:
     before = scrape()
     metrics.name_partners({901: "wechat-901"})
-    outcomes = [
-        Granted(1, 1, replayed=False),
-        Granted(2, 2, replayed=False),
-        Granted(1, 1, replayed=True),
-        Denied(Code.SOLD_OUT, "EVERYWHERE"),
-        Denied(Code.RULE_LIMIT, "DEVICE_LIMIT"),
-        Granted(3, 3, replayed=False),
-    ]
-    answered = await metrics.counted(claims_of(901, 901, 901, 901, 901, 902), metrics.timed(7, done(outcomes)))
-    assert answered is outcomes
+    granted, replayed = Told(b"", replayed=False), Told(b"", replayed=True)
+    sold_out = Refusal(code=Code.SOLD_OUT, detail="")
+    limited = Refusal(code=Code.RULE_LIMIT, detail="", rule="DEVICE_LIMIT")
+    answers = [granted, granted, replayed, sold_out, limited, granted]
+    told = await metrics.counted(claims_of(901, 901, 901, 901, 901, 902), metrics.timed(7, done(answers)))
+    assert told is answers
     assert grown(before) == {
         ("claims", "wechat-901", "GRANTED"): 2,
         ("claims", "wechat-901", "REPLAYED"): 1,

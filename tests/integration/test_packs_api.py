@@ -60,6 +60,20 @@ async def test_a_replay_brings_the_same_codes_before_and_after_the_drain(city: C
     assert_problem(await city.claim("tour_grand", person(2), number="pack-2"), Code.IDEMPOTENCY_MISMATCH)
 
 
+async def test_a_pack_is_found_by_its_number_before_and_after_the_drain(city: City) -> None:
+    reply = await city.claim("tour_family", person(4), number="pack-4")
+    path = f"/v1/claims/pack-4?person_token={person(4)}"
+    before = await city.call(city.issuer, "wechat", "GET", path)
+    await city.drain()
+    after = await city.call(city.issuer, "wechat", "GET", path)
+    for found, state in ((before.json, "CONFIRMING"), (after.json, "EFFECTIVE")):
+        assert (found["out_request_no"], found["stock_id"]) == ("pack-4", "tour_family")
+        assert [each["voucher_code"] for each in found["vouchers"]] == [
+            each["voucher_code"] for each in reply.json["vouchers"]
+        ]
+        assert {each["state"] for each in found["vouchers"]} == {state}
+
+
 async def test_its_vouchers_are_in_the_books_each_with_its_money(city: City) -> None:
     await city.drain()
     before = await city.fetchval(ISSUED)

@@ -4,7 +4,6 @@ Played once; every test looks at what was left of it.
 """
 
 import asyncio
-import base64
 import json
 import re
 import sys
@@ -12,10 +11,9 @@ from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import asyncpg
+import msgspec
 import pytest
 import pytest_asyncio
 import yaml
@@ -42,6 +40,7 @@ PROCESSES = {
     "antifraud": ("antifraud", "hanquan_antifraud"),
     "callbacks": ("issuer.callbacks", "hanquan_issuer"),
 }
+LEFT = ('few_left"} 0.0', f'mall"}} {MANY - 30}.0')
 MONITORING = ROOT / "deploy" / "monitoring"
 
 
@@ -57,8 +56,20 @@ class Noon:
     logs: dict[str, bytes] = field(default_factory=dict)
     request_ids: dict[str, str] = field(default_factory=dict)
     """By what was asked."""
+    pids: dict[str, int] = field(default_factory=dict)
     frame: str = ""
     view: dict[str, Any] = field(default_factory=dict)
+    slow: list[Any] = field(default_factory=list)
+    """What the store remembers of slow commands."""
+
+    @property
+    def granted(self) -> int:
+        return sum(count for (_, outcome), count in self.told.items() if outcome == "GRANTED")
+
+    def series(self, process: str) -> Series:
+        """What a process told, all of it."""
+        names = frozenset(re.findall(r"^(\w+)", self.metrics[process], re.MULTILINE))
+        return parse(self.metrics[process], names)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -68,16 +79,15 @@ async def noon(cluster: stores.Cluster, tmp_path_factory: pytest.TempPathFactory
     began_at = server_log.stat().st_size
     played = Noon()
     async with open_city(cluster, folder) as city, AsyncExitStack() as exits:
-        urls = await _start(city, exits)
+        urls = await _start(city, exits, played)
         city.issuer, city.redemption = urls["issuer"], urls["redemption"]
         await _claims(city, played)
-        for name, url in urls.items():
-            async with city.session.get(f"{url}/metrics") as answer:
-                played.metrics[name] = await answer.text()
+        await _scrape(city, urls, played)
         await _watch(city, urls, played)
         await _till(city, played)
         await _hostile(city, played)
         await _faults(city, played)
+        played.slow = await city.valkey.client.slowlog_get(128)
         await exits.aclose()
         played.logs = {path.name: path.read_bytes() for path in sorted(folder.glob("*.log"))}
     with server_log.open("rb") as log:
@@ -86,22 +96,15 @@ async def noon(cluster: stores.Cluster, tmp_path_factory: pytest.TempPathFactory
     yield played
 
 
-async def _start(city: City, exits: AsyncExitStack) -> dict[str, str]:
-    urls = {}
+async def _start(city: City, exits: AsyncExitStack, played: Noon) -> dict[str, str]:
+    urls, children = {}, []
     for name, (module, role) in PROCESSES.items():
         child, urls[name] = city.process(module, role)
-        exits.push_async_callback(child.stop)
-        exits.callback(city.folder.joinpath(f"{name}.pid").write_text, str(child.pid))
-        city.folder.joinpath(f"{name}.pid").write_text(str(child.pid))
-        exits.push_async_callback(asyncio.sleep, 0)
-        await asyncio.sleep(0)
-        PIDS[name] = child.pid
-    for url in urls.values():
-        await _ready(city, url)
+        children.append(child)
+        played.pids[name] = child.pid
+    exits.push_async_callback(lambda: asyncio.gather(*(child.stop() for child in children)))
+    await asyncio.gather(*(_ready(city, url) for url in urls.values()))
     return urls
-
-
-PIDS: dict[str, int] = {}
 
 
 async def _ready(city: City, url: str) -> None:
@@ -114,6 +117,20 @@ async def _ready(city: City, url: str) -> None:
             except OSError:
                 pass
             await asyncio.sleep(0.05)
+
+
+async def _scrape(city: City, urls: Mapping[str, str], played: Noon) -> None:
+    """What every process tells, once the drain and the refresh of a second have caught up."""
+    async with asyncio.timeout(30):
+        while True:
+            for name, url in urls.items():
+                async with city.session.get(f"{url}/metrics") as answer:
+                    played.metrics[name] = await answer.text()
+            drained = re.search(r"hanquan_drained_vouchers_total.* (\d+)\.0", played.metrics["drain"])
+            all_drained = drained is not None and int(drained[1]) == played.granted
+            if all_drained and all(f'stock="{left}' in played.metrics["issuer"] for left in LEFT):
+                return
+            await asyncio.sleep(0.1)
 
 
 # ---------------------------------------------------------------- what is played
@@ -140,12 +157,12 @@ async def _claims(city: City, played: Noon) -> None:
     await _claim(city, played, "dining", 0, "another-number")
     await _claim(city, played, "mall", 0, "dining-0")
     for n in range(FEW + 4):
-        await _claim(city, played, "few_left", 20 + n, f"few-{n}")
+        await _claim(city, played, "few_left", 20 + n, f"few-left-{n}")
     await _claim(city, played, "paused", 40, "paused-1")
     await _claim(city, played, "tomorrow", 41, "tomorrow-1")
     await _claim(city, played, "yesterday", 42, "yesterday-1")
     await _claim(city, played, "alipay_dining", 43, "stranger-1")
-    await _claim(city, played, "alipay_dining", 44, "rsa-1", "alipay")
+    await _claim(city, played, "alipay_dining", 44, "rsa-key-1", "alipay")
     people = [person(100 + n) for n in range(30)]
     played.known.tokens |= set(people)
     claims = [{"out_request_no": f"batch-{n:04}", "stock_id": "mall", "person_token": p} for n, p in enumerate(people)]
@@ -156,8 +173,8 @@ async def _claims(city: City, played: Noon) -> None:
 
 async def _till(city: City, played: Noon) -> None:
     code = sorted(played.known.codes)[0]
-    async with asyncio.timeout(10):
-        while (reply := await city.redeem("NOODLES", code, number="use-000001")).status != 200:
+    async with asyncio.timeout(30):
+        while (await city.redeem("NOODLES", code, number="use-000001")).status != 200:
             await asyncio.sleep(0.05)  # until it is drained
     await city.redeem("HOTPOT", code.lower())
     await city.redeem("NOODLES", grouped(code))
@@ -170,7 +187,9 @@ async def _hostile(city: City, played: Noon) -> None:
     body = {"out_request_no": "hostile-01", "stock_id": "dining", "person_token": person(50)}
     played.known.tokens.add(person(50))
     asks = [Ask("issuer", "wechat", "POST", "/v1/claims", body)]
-    asks.append(Ask("redemption", "NOODLES", "POST", "/v1/redemptions", {"voucher_code": sorted(played.known.codes)[0]}))
+    asks.append(
+        Ask("redemption", "NOODLES", "POST", "/v1/redemptions", {"voucher_code": sorted(played.known.codes)[0]})
+    )
     asks.append(Ask("issuer", "wechat", "GET", f"/v1/vouchers/{sorted(played.known.codes)[1]}"))
     for ask in asks:
         for flaw in (*FORGERIES.values(), *(MALFORMED.values() if ask.body else ())):
@@ -181,6 +200,9 @@ async def _hostile(city: City, played: Noon) -> None:
         await city.claim("dining", value, number=value)
         await city.send(city.issuer, "POST", f"/v1/{value}", b"{}", headers)
     played.known.tokens.add(person(51))
+    played.known.texts |= {PHONE, ID_NUMBER, HOLDER, stores.PASSWORD}
+    played.known.secrets |= {MASTER_KEY, *CODE_KEYS.values()}
+    played.known.secrets |= {one.secret for one in city.signers.values() if isinstance(one.secret, bytes)}
     signer = city.signers["wechat"]
     header = signer.authorization("POST", "/v1/claims", b"{}", timestamp_s=1_587_614_400, nonce="abcdefgh12345678")
     await city.send(city.issuer, "POST", "/v1/claims", b"{}", {"Authorization": header.replace("wechat", HOLDER)})
@@ -218,14 +240,14 @@ async def _faults(city: City, played: Noon) -> None:
         reply = await city.call(getattr(city, service), "wechat", "GET", path)
         assert reply.status == 500
         played.request_ids[path] = reply.headers["X-Request-Id"]
-    assert (await city.redeem("NOODLES", code)).status == 500
+    assert (await city.redeem("NOODLES", code)).status == 503
     await pool.execute("REVOKE INSERT ON voucher FROM hanquan_issuer")
-    await _claim(city, played, "mall", 60, "not-drained-1")
+    await _claim(city, Noon(known=played.known), "mall", 60, "not-drained-1")
     await city.valkey.client.xadd("af:signal", {b"n": b"x", b"b": person(51).encode()})
     await pool.execute("ALTER TABLE voucher ADD CONSTRAINT nobody CHECK (person <> $$" + person(60) + "$$::uuid)")
     await pool.execute("GRANT SELECT, INSERT ON voucher TO hanquan_issuer")
     log = city.folder / "issuer.drain.log"
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while log.read_bytes().count(b"drain_waits") < 2:
             await asyncio.sleep(0.1)
 
@@ -241,16 +263,15 @@ async def _watch(city: City, urls: Mapping[str, str], played: Noon) -> None:
     secrets = new_secrets()
     secrets.role_passwords.update(dict.fromkeys(ROLES, stores.PASSWORD))
     password = city.valkey.url.split("@")[0].rpartition(":")[2]
-    known = {**json.loads(json.dumps({}))}
-    assert not known
-    write_atomically(data.path / "secrets.json", _json(secrets, valkey_password=password))
+    ours = msgspec.structs.replace(secrets, valkey_password=password)
+    write_atomically(data.path / "secrets.json", msgspec.json.encode(ours))
     stores_of = {"postgres": city.database.cluster.child.pid, "valkey": city.valkey.child.pid}
     data.write_run(
         Run(
             supervisor=_process("supervisor", 1),
             processes=[
                 *(_process(name, pid) for name, pid in stores_of.items()),
-                *(_process(name, PIDS[name], url) for name, url in urls.items()),
+                *(_process(name, played.pids[name], url) for name, url in urls.items()),
                 _process("issuer-2", 2**22 + 1, "http://127.0.0.1:9"),
             ],
             postgres=public(city.database.dsn()),
@@ -259,8 +280,11 @@ async def _watch(city: City, urls: Mapping[str, str], played: Noon) -> None:
     )
     going_on = asyncio.create_task(_go_on_claiming(city, played))
     try:
-        played.view = json.loads(await _hanquan("watch", "--once", "--json", "--data", str(data.path)))
-        played.frame = await _hanquan("watch", "--once", "--data", str(data.path))
+        told, played.frame = await asyncio.gather(
+            _hanquan("watch", "--once", "--json", "--data", str(data.path)),
+            _hanquan("watch", "--once", "--data", str(data.path)),
+        )
+        played.view = json.loads(told)
     finally:
         going_on.cancel()
         await asyncio.gather(going_on, return_exceptions=True)
@@ -282,11 +306,181 @@ async def _hanquan(*words: str) -> str:
     return out.decode()
 
 
-def _json(secrets: Any, **changes: str) -> bytes:
-    import msgspec
-
-    return msgspec.json.encode(msgspec.structs.replace(secrets, **changes))
-
-
 def _process(name: str, pid: int, health: str = "") -> Process:
     return Process(name=name, pid=pid, start_ticks=leftovers.start_ticks(pid) or 0, address=health, health=health)
+
+
+# ---------------------------------------------------------------- what is counted
+
+
+def test_every_answer_is_counted_once(noon: Noon) -> None:
+    counted = {
+        (labels["partner"], labels["outcome"]): count
+        for labels, count in pick(noon.series("issuer"), "hanquan_claims_total")
+    }
+    assert counted == noon.told
+    assert {outcome for _, outcome in counted} >= {
+        "GRANTED", "REPLAYED", "SOLD_OUT", "PAUSED", "NOT_STARTED", "ENDED", "IDEMPOTENCY_MISMATCH",
+        "USER_ALREADY_CLAIMED", "RESOURCE_NOT_EXISTS",
+    }  # fmt: skip
+
+
+def test_batches_latencies_and_calls_are_counted(noon: Noon) -> None:
+    series = noon.series("issuer")
+    asked = sum(noon.told.values())
+    batches = spread(series, "hanquan_claim_batch_size")
+    not_asked = noon.told["wechat", "RESOURCE_NOT_EXISTS"] + total(series, "hanquan_claims_sold_out_from_memory_total")
+    assert batches.sum == asked - not_asked
+    assert spread(series, "hanquan_claim_store_seconds").count >= batches.count
+    assert spread(series, "hanquan_http_request_seconds", lambda to: to["route"] == "/v1/claims").count == asked - 30
+    assert total(series, "hanquan_claims_waiting") == 0
+
+
+def test_stock_drain_and_signals_are_counted(noon: Noon) -> None:
+    left = by_label(noon.series("issuer"), "hanquan_stock_left_vouchers", "stock")
+    assert (left["dining"], left["mall"], left["few_left"]) == (MANY - 5, MANY - 30, 0)
+    assert "tomorrow" not in left
+    drain = noon.series("drain")
+    assert total(drain, "hanquan_drained_vouchers_total") == noon.granted
+    assert 0 <= total(drain, "hanquan_drain_lag_seconds") < 30
+    assert total(drain, "hanquan_log_entries") in (0, 1)
+    for name in ("issuer", "drain", "redemption"):
+        assert total(noon.series(name), "hanquan_signals_dropped_total") == 0
+        assert total(noon.series(name), "hanquan_postgres_connections") > 0
+
+
+# ---------------------------------------------------------------- what is logged
+
+
+def test_nothing_of_people_and_no_secret_is_in_any_log(noon: Noon) -> None:
+    assert {"issuer.log", "issuer.drain.log", "redemption.log", "antifraud.log", "valkey.log", "postgres.log"} <= set(
+        noon.logs
+    )
+    assert len(noon.known.tokens) > 50
+    assert len(noon.known.codes) > 30
+    for name, log in noon.logs.items():
+        assert log, name
+        assert not leaks(log, noon.known), name
+    assert noon.slow == []
+
+
+def test_the_scanner_finds_whatever_is_planted(noon: Noon) -> None:
+    token, code = sorted(noon.known.tokens)[3], sorted(noon.known.codes)[3]
+    plants = [
+        token, token.upper(), repr(bytes.fromhex(token)), code, code.lower(), grouped(code), PHONE, ID_NUMBER,
+        MASTER_KEY.hex(), 'Authorization: HANQUAN-HMAC-SHA256 mchid="x"', stores.PASSWORD,
+    ]  # fmt: skip
+    for plant in plants:
+        assert leaks(noon.logs["issuer.log"] + b'{"event": "x", "of": "%s"}\n' % plant.encode(), noon.known), plant
+    assert leaks(noon.logs["issuer.log"] + bytes.fromhex(token), noon.known)
+
+
+def test_every_line_of_a_service_is_json_and_says_who(noon: Noon) -> None:
+    for name, module in ((name, module) for name, (module, _) in PROCESSES.items()):
+        lines = [json.loads(line) for line in noon.logs[f"{module}.log"].splitlines()]
+        assert lines, name
+        for line in lines:
+            assert {"event", "level", "service", "pid", "timestamp"} <= line.keys(), line
+        assert {line["pid"] for line in lines} == {noon.pids[name]}
+
+
+def test_lines_about_a_request_carry_its_id(noon: Noon) -> None:
+    lines = [json.loads(line) for line in noon.logs["issuer.log"].splitlines()]
+    failed = [line for line in lines if line["event"] == "request_failed"]
+    assert [line["request_id"] for line in failed] == list(noon.request_ids.values())
+    assert {line["route"] for line in failed} == {"/v1/vouchers/{voucher_code}"}
+    assert all("InsufficientPrivilege" in line["exception"] for line in failed)
+    refused = [line for line in lines if line["event"] == "signature_refused"]
+    assert len(refused) > 10
+    assert all(re.fullmatch(r"[0-9a-f]{16}", line["request_id"]) for line in refused[:10])
+    about_none = [line for line in lines if line["event"] in ("listening", "round_published", "sold_out")]
+    assert about_none
+    assert not any("request_id" in line for line in about_none)
+
+
+# ---------------------------------------------------------------- the watch
+
+
+def test_the_watch_sees_the_city_as_it_is(noon: Noon) -> None:
+    view = noon.view
+    stocks = {one["stock_id"]: one for line in view["rounds"] for one in line["stocks"]}
+    assert stocks["few_left"] | {"partner_id": ""} == {
+        "stock_id": "few_left", "partner_id": "", "quantity": FEW, "left": 0, "issued": FEW, "paused": False,
+    }  # fmt: skip
+    assert (stocks["dining"]["left"], stocks["dining"]["issued"]) == (MANY - 5, 5)
+    assert stocks["paused"]["paused"]
+    assert stocks["tomorrow"]["left"] is None
+    states = {line["round_id"]: line["state"] for line in view["rounds"]}
+    assert (states["now"], states["soon"], states["tomorrow"]) == ("OPEN", "NEXT", "NEXT")
+    assert view["now"].startswith("2020-04-23T04:00:")
+    assert view["next_opening"] == "2020-04-23T04:05:00Z"
+    claims = view["claims"]
+    assert claims["granted_per_s"] > 0
+    assert claims["total"] > sum(noon.told.values())
+    assert claims["last_minute_per_s"] == [claims["per_s"]]
+    assert view["http_ms"]["p99"] >= view["http_ms"]["p50"] > 0
+    assert view["store_ms"]["p50"] > 0
+    assert view["coalescing"]["mean_batch"] >= 1
+    assert view["postgres"]["answer_ms"] > 0
+    assert view["valkey"]["memory_bytes"] > 100_000
+    workers = {one["name"]: one for one in view["workers"]}
+    assert {name for name, one in workers.items() if one["is_up"]} == {*PROCESSES, "postgres", "valkey"}
+    assert not workers["issuer-2"]["is_up"]
+    assert workers["issuer-2"]["service"] == "issuer"
+    assert workers["issuer"]["cpu_percent"] > 0
+
+
+def test_the_watch_draws_it(noon: Noon) -> None:
+    lines = noon.frame.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert len(lines) <= 24
+    for words in ("试点 now  OPEN, closes in 7:59:", "few_left", "issuer 1/2", "postgres 1/1", "next round in 0:04:"):
+        assert words in noon.frame, words
+
+
+# ---------------------------------------------------------------- dashboard and alerts
+
+
+def _queries() -> list[str]:
+    dashboard = json.loads((MONITORING / "grafana-hanquan.json").read_text(encoding="utf-8"))
+    alerts = yaml.safe_load((MONITORING / "alerts.yml").read_text(encoding="utf-8"))
+    asked = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    return asked + [rule["expr"] for group in alerts["groups"] for rule in group["rules"]]
+
+
+def _jobs() -> dict[str, set[str]]:
+    config = yaml.safe_load((MONITORING / "prometheus.yml").read_text(encoding="utf-8"))
+    return {
+        job["job_name"]: {
+            f"{each['labels']['service']} {target}" for each in job["static_configs"] for target in each["targets"]
+        }
+        for job in config["scrape_configs"]
+    }
+
+
+_SELECTOR = re.compile(r"\b((?:hanquan|process)_\w+|up)\b(\{[^}]*\})?")
+
+
+def test_every_metric_of_dashboard_and_alerts_exists(noon: Noon) -> None:
+    told = "\n".join(noon.metrics.values())
+    kinds = dict(re.findall(r"^# TYPE (\w+) (\w+)$", told, re.MULTILINE))
+    exist = {"up", *kinds} | {
+        f"{name}_{part}" for name, kind in kinds.items() if kind == "histogram" for part in ("bucket", "sum", "count")
+    }
+    assert len(_queries()) > 30
+    for query in _queries():
+        for name, _ in _SELECTOR.findall(query):
+            assert name in exist, query
+
+
+def test_dashboard_and_alerts_ask_for_the_job_that_is_scraped() -> None:
+    [job] = _jobs()
+    for query in _queries():
+        selectors = [braces for _, braces in _SELECTOR.findall(query)]
+        assert selectors, query
+        assert all(f'job="{job}"' in braces for braces in selectors), query
+
+
+def test_every_service_is_scraped_where_it_listens() -> None:
+    [targets] = _jobs().values()
+    assert targets == {f"{one.name} 127.0.0.1:{BASE_PORT + one.port_offset}" for one in SERVICES}

@@ -1,14 +1,17 @@
 """An operator's first hour: load a campaign, look at it, enrol partners and merchants, sign a call."""
 
 import asyncio
+import os
 import sys
 from collections.abc import AsyncIterator
+from datetime import datetime
 from pathlib import Path
 
 import asyncpg
 import pytest
 import pytest_asyncio
 
+from kernel.clock import CITY_ZONE, FileClock
 from stack.running import Stack
 
 ROOT = Path(__file__).parents[2]
@@ -24,11 +27,20 @@ async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack
         yield running
 
 
+def clock_of(stack: Stack) -> Path:
+    """The commands live before the campaign, so that it is not over when it is loaded."""
+    file = stack.folder.path.parent / "clock"
+    if not file.exists():
+        FileClock(file).move_to(datetime(2020, 4, 1, tzinfo=CITY_ZONE))
+    return file
+
+
 async def hanquan(stack: Stack, *arguments: str) -> tuple[int, str]:
     """Runs a command on the stack: status, and all it said."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "stack", *arguments, "--data", str(stack.folder.path)),
         cwd=ROOT,
+        env=dict(os.environ) | {"HANQUAN_CLOCK_FILE": str(clock_of(stack))},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
@@ -38,13 +50,29 @@ async def hanquan(stack: Stack, *arguments: str) -> tuple[int, str]:
 
 
 async def test_a_campaign_is_loaded_once_and_listed(stack: Stack) -> None:
-    status, said = await hanquan(stack, "campaign", "load", "wuhan-2020")
+    status, said = await hanquan(stack, "campaign", "load", "wuhan-2020", "--by", "Li Na")
     assert (status, "15 rounds, 180 stocks" in said) == (0, True)
-    status, said = await hanquan(stack, "campaign", "load", "wuhan-2020")
+    status, said = await hanquan(stack, "campaign", "load", "wuhan-2020", "--by", "Li Na")
     assert (status, "loaded before" in said) == (1, True)
+    status, said = await hanquan(stack, "campaign", "approve", "wuhan-2020", "--by", "li na")
+    assert (status, "someone else must approve it" in said) == (1, True)
+    assert await _count(stack, "SELECT count(*) FROM stock WHERE state = 'AUDIT'") == 180
+    status, said = await hanquan(stack, "campaign", "approve", "wuhan-2020", "--by", "Wang Wei")
+    assert (status, "180 stocks are SCHEDULED" in said) == (0, True)
+    assert await _count(stack, "SELECT count(*) FROM stock WHERE state = 'SCHEDULED'") == 180
     status, said = await hanquan(stack, "campaign", "list")
     assert status == 0
     assert [line.split()[:2] for line in said.splitlines()[1:]] == [["wuhan-2020", f"r{i:02}"] for i in range(1, 16)]
+
+
+async def test_an_operator_gets_a_key(stack: Stack) -> None:
+    status, said = await hanquan(stack, "enrol", "operator", "li", "--name", "Li Na")
+    assert (status, "li (Li Na) signs with serial_no" in said) == (0, True)
+    status, said = await hanquan(stack, "enrol", "operator", "li", "--name", "Wang Wei")
+    assert (status, "li is Li Na already" in said) == (1, True)
+    status, said = await hanquan(stack, "enrol", "operator", "li2", "--name", "LI NA")
+    assert (status, "nobody was enrolled" in said) == (1, True)
+    assert await _count(stack, "SELECT count(*) FROM api_key WHERE holder_kind = 'operator'") == 1
 
 
 async def test_a_partner_and_a_merchant_get_keys_that_sign(stack: Stack, tmp_path: Path) -> None:
@@ -55,9 +83,19 @@ async def test_a_partner_and_a_merchant_get_keys_that_sign(stack: Stack, tmp_pat
     status, said = await hanquan(stack, "enrol", "merchants", str(file))
     assert (status, "nothing was enrolled" in said) == (1, True)
     assert await _count(stack, "SELECT count(*) FROM merchant") == 1
-    assert await _count(stack, "SELECT count(*) FROM api_key") == 2
+    assert await _count(stack, "SELECT count(*) FROM api_key WHERE holder_kind <> 'operator'") == 2
     status, said = await hanquan(stack, "sign", "nobody", "GET", "/v1/statements/2020-04-23")
-    assert (status, "there are: M000777, alipay" in said) == (1, True)
+    assert (status, "there are: M000777, alipay, li" in said) == (1, True)
+
+
+async def test_a_partner_gets_a_quota_and_loses_it(stack: Stack) -> None:
+    quota = "SELECT claims_per_s_max FROM partner WHERE partner_id = 'wechat'"
+    for given, kept in (("500", 500), ("0", None)):
+        assert (await hanquan(stack, "enrol", "quota", "wechat", given))[0] == 0
+        assert await _count(stack, quota) == kept
+    status, said = await hanquan(stack, "enrol", "quota", "nobody", "500")
+    assert (status, "no campaign names a partner nobody" in said) == (1, True)
+    assert (await hanquan(stack, "enrol", "quota", "wechat", "-1"))[0] != 0
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import base64
 import json
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,6 +18,8 @@ from issuer.callbacks.retry import DEFAULT_RETRY_AFTER_S, next_attempt
 from kernel.clock import CITY_ZONE
 from kernel.errors import Broken
 from kernel.ids import pack_voucher_id
+from stack.commands.callbacks import redeliver, rotate, subscribe
+from stack.errors import StackError
 from tests.callback_world import CODES, as_keys, read_callback
 
 NOW = datetime(2020, 4, 23, 20, 21, 5, 120_000, tzinfo=CITY_ZONE)
@@ -229,3 +232,23 @@ def test_a_private_address_can_be_allowed() -> None:
 )
 def test_public_addresses(address: str, public: bool) -> None:
     assert is_public(address) is public
+
+
+# ---------------------------------------------------------------- the operator's words
+
+
+@pytest.mark.parametrize(
+    ("command", "why"),
+    [
+        (partial(subscribe, "wechat", "https://x/", events="lost"), "takes CLAIMED, USED, REFUNDED, EXPIRED"),
+        (partial(subscribe, "wechat", "https://x/", schedule="soon"), "--schedule takes seconds"),
+        (partial(rotate, "wechat", in_hours=-1), "0 hours or more"),
+        (redeliver, "name events by their ids, or --partner with --since"),
+        (partial(redeliver, partner="wechat"), "name events by their ids, or --partner with --since"),
+        (partial(redeliver, ["x"], partner="wechat", since="2020-04-23"), "name events by their ids"),
+        (partial(redeliver, partner="wechat", since="noon"), "--since takes a day"),
+    ],
+)
+def test_a_wrong_word_is_refused_before_anything_is_asked(command: Callable[[], None], why: str) -> None:
+    with pytest.raises(StackError, match=why):
+        command()
