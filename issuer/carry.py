@@ -13,7 +13,7 @@ import msgspec
 
 from issuer.catalogue import Catalogue
 from issuer.record import Win
-from kernel.partitions import bucket_of
+from kernel.partitions import PARTITIONS
 
 COLUMNS = (
     "voucher_id",
@@ -61,14 +61,17 @@ def load_of(wins: Sequence[Win], catalogue: Catalogue) -> Load:
     rows: list[bytes] = [_SIGNATURE]
     ids: dict[tuple[int, int], list[int]] = defaultdict(list)
     latest_ms: dict[tuple[int, int], int] = {}
-    packs = _packs(catalogue)
+    packs, buckets = _packs(catalogue), catalogue.buckets
+    pack_row, append = _ROW.pack, rows.append
     for win in wins:
-        bucket = bucket_of(win.partition, catalogue.buckets)
+        partition, number = win.partition, win.out_request_no.encode()
+        bucket = partition * buckets // PARTITIONS
         at_us = (win.claimed_ms - _EPOCH_MS) * 1000
-        rest = packs.get((win.round_no, win.slot), _NULL) + _text(win.out_request_no)
+        rest = packs.get((win.round_no, win.slot), _NULL) + len(number).to_bytes(4) + number
         for voucher_id, stock_no in win.vouchers():
-            row = _ROW.pack(8, 8, voucher_id, 8, at_us, 8, win.request_key, 16, win.person, 4, stock_no, 2, bucket)
-            rows.append(row + rest)
+            append(
+                pack_row(8, 8, voucher_id, 8, at_us, 8, win.request_key, 16, win.person, 4, stock_no, 2, bucket) + rest
+            )
             ids[bucket, stock_no].append(voucher_id)
             latest_ms[bucket, stock_no] = win.claimed_ms
     rows.append(_TRAILER)
@@ -88,11 +91,6 @@ def _packs(catalogue: Catalogue) -> Mapping[tuple[int, int], bytes]:
         for offer in catalogue.offers.values()
         if offer.pack_no is not None
     }
-
-
-def _text(text: str) -> bytes:
-    letters = text.encode()
-    return len(letters).to_bytes(4) + letters
 
 
 def _chunks(

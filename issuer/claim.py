@@ -57,9 +57,8 @@ class ClaimDesk:
         self._store = store
         self._clock = clock
         self._signals = signals
-        self._shards = shards
         self._sold_out = sold_out
-        self._desks = [self._shard_desk(shard) for shard in range(shards)]
+        self._desks: list[Coalescer[Claim, Told | Refusal]] = []
         self._cards: Mapping[str, Card] = {}
         self.catalogue = Catalogue({}, {}, {}, 1, shards)
 
@@ -70,6 +69,9 @@ class ClaimDesk:
 
     @catalogue.setter
     def catalogue(self, catalogue: Catalogue) -> None:
+        if len(self._desks) != catalogue.shards:  # before there is a city, and never again
+            self._shards = catalogue.shards
+            self._desks = [self._shard_desk(shard) for shard in range(catalogue.shards)]
         known = self._cards
         self._cards = {
             offer_id: known[offer_id] if offer_id in known and known[offer_id].offer == offer else card_of(offer)

@@ -13,6 +13,7 @@ from io import BytesIO
 from typing import Any
 
 import asyncpg
+import msgspec
 import structlog
 from aiohttp import web
 from redis.asyncio import Redis
@@ -31,16 +32,27 @@ from kernel.partitions import bucket_of
 from kernel.postgres import Connection, Pool, open_pool
 from kernel.scripts import await_replicas
 from kernel.settings import Settings
-from kernel.valkey import open_valkey
+from kernel.valkey import is_cluster, open_valkey
 from kernel.web import READY_CHECKS, new_app, run_service
 
 ENTRIES_MAX = 64
 """Log entries read at once; each holds what one script call granted, up to 1,000 wins."""
 BLOCK_MS = 250
 RETRY_S = 0.5
+SIGNALS_MAX = 4 * ENTRIES_MAX * 1_000
+"""Signals that wait to be written: those of some full chunks, so that anti-fraud hears of the rush, too."""
 
 _queries = sql.load("drain")
 log = structlog.get_logger()
+
+
+class Chunk(msgspec.Struct, frozen=True):
+    """Log entries that are carried over together, up to the entry `last`."""
+
+    last: str
+    wins: Sequence[Win]
+    catalogue: Catalogue
+    load: Load
 
 
 class Drain:
@@ -56,6 +68,8 @@ class Drain:
         self._clock = clock
         self._shard = shard
         self._catalogue: Catalogue | None = None
+        self._ahead: tuple[str, Chunk | None] = "", None
+        """After which entry the next chunk was read, and the chunk."""
 
     async def run(self) -> None:
         """Drains for ever; a store that is away is waited for."""
@@ -75,7 +89,7 @@ class Drain:
                 log.warning("drain_waits", shard=self._shard, error=f"{type(error).__name__}: {error}")
             except Exception:  # wins wait in the log until it is mended; a drain that ended would not tell
                 log.exception("drain_fails", shard=self._shard)
-            self._catalogue = None
+            self._catalogue, self._ahead = None, ("", None)
             await asyncio.sleep(RETRY_S)
 
     @contextlib.asynccontextmanager
@@ -87,35 +101,55 @@ class Drain:
             yield conn
 
     async def drain_once(self, conn: Connection) -> int:
-        """Carries over what waits now, up to a chunk; answers how many vouchers that was."""
+        """Carries over what waits now, up to a chunk; answers how many vouchers that was. While the database is at
+        work on one chunk, the next one is read and made ready."""
         position = await self._position(conn)
-        entries = await self._read(position)
-        if not entries:
+        chunk = await self._chunk_after(position)
+        if chunk is None:
             return 0
-        wins = [win for _, fields in entries for win in unpack_wins(fields[b"w"])]
-        last: str = entries[-1][0].decode()
         # What a failover could still take back must not get into the books.
         key = keys.log_key(self._shard)
-        await await_replicas(self._valkey, keys.tag(self._shard), self._replicas, entry=(key, last))
-        catalogue = await self._catalogue_with(wins)
-        load = load_of(wins, catalogue)
+        await await_replicas(self._valkey, keys.tag(self._shard), self._replicas, entry=(key, chunk.last))
+        ahead = asyncio.create_task(self._read_chunk(chunk.last, None))
+        try:
+            await self._carry(conn, position, chunk)
+            self._ahead = chunk.last, await ahead
+        finally:
+            ahead.cancel()
+        await self._valkey.xtrim(key, minid=_after(chunk.last), approximate=False)
+        self._tell(chunk)
+        return sum(chunk.load.issued.values())
+
+    async def _carry(self, conn: Connection, position: str, chunk: Chunk) -> None:
         async with conn.transaction():
-            await self._store(conn, catalogue, load, last)
-            await self._write_callbacks(conn, catalogue, wins)
-            if await conn.fetchval(_queries["move_position"], self._shard, position, last) is None:
+            await self._store(conn, chunk.catalogue, chunk.load, chunk.last)
+            await self._write_callbacks(conn, chunk.catalogue, chunk.wins)
+            if await conn.fetchval(_queries["move_position"], self._shard, position, chunk.last) is None:
                 raise Broken(f"shard {self._shard} was drained by two at once")
-        await self._valkey.xtrim(keys.log_key(self._shard), minid=_after(last), approximate=False)
-        self._tell(wins, catalogue)
-        return sum(load.issued.values())
+
+    async def _chunk_after(self, position: str) -> Chunk | None:
+        after, chunk = self._ahead
+        self._ahead = "", None
+        if chunk is not None and after == position:
+            return chunk
+        return await self._read_chunk(position, BLOCK_MS)
+
+    async def _read_chunk(self, position: str, block_ms: int | None) -> Chunk | None:
+        entries = await self._read(position, block_ms)
+        if not entries:
+            return None
+        wins = [win for _, fields in entries for win in unpack_wins(fields[b"w"])]
+        catalogue = await self._catalogue_with(wins)
+        return Chunk(entries[-1][0].decode(), wins, catalogue, load_of(wins, catalogue))
 
     async def _position(self, conn: Connection) -> str:
         await conn.execute(_queries["start_position"], self._shard)
         position: str = await conn.fetchval(_queries["position"], self._shard)
         return position
 
-    async def _read(self, position: str) -> list[tuple[bytes, dict[bytes, bytes]]]:
+    async def _read(self, position: str, block_ms: int | None) -> list[tuple[bytes, dict[bytes, bytes]]]:
         key = keys.log_key(self._shard)
-        answer: Any = await self._valkey.xread({key: position}, count=ENTRIES_MAX, block=BLOCK_MS)
+        answer: Any = await self._valkey.xread({key: position}, count=ENTRIES_MAX, block=block_ms)
         if not answer:
             return []
         streams = answer.values() if isinstance(answer, dict) else (pairs for _, pairs in answer)
@@ -157,7 +191,8 @@ class Drain:
         await conn.execute(_queries["lock_clashes"])
         await conn.execute(_queries["find_clashes"], ids, list(range(catalogue.buckets)), self._clock.now())
 
-    def _tell(self, wins: Sequence[Win], catalogue: Catalogue) -> None:
+    def _tell(self, chunk: Chunk) -> None:
+        wins, catalogue = chunk.wins, chunk.catalogue
         metrics.drained(self._shard, len(wins), (self._clock.now_ms() - wins[-1].claimed_ms) / 1000)
         for win in wins:
             self._signals.offer(_signal(win, catalogue.stocks[win.parts[0][0]].partner_no))
@@ -187,16 +222,26 @@ def _after(entry_id: str) -> str:
     return f"{ms}-{int(sequence) + 1}"
 
 
+async def _shards(pool: Pool) -> int:
+    """How many shards the city has; waits until there is a city."""
+    while (shards := await pool.fetchval(_queries["shards"])) is None:
+        log.info("drain_waits", error="there is no city yet")
+        await asyncio.sleep(RETRY_S)
+    return int(shards)
+
+
 async def make_app(settings: Settings) -> web.Application:
     """The drains of all shards, with health and metrics."""
     clock = open_clock(settings.clock_file)
     pool = await open_pool(settings.postgres_dsn, size=2, command_timeout_s=60, name="drain")
-    shards = (await Catalogue.read(pool)).shards
+    shards = await _shards(pool)
     await pool.close()
     pool = await open_pool(settings.postgres_dsn, size=shards + 1, command_timeout_s=60, name="drain")
     valkey = open_valkey(settings.valkey_url, connections=shards + 4)
-    signals = SignalWriter(valkey)
-    replicas = settings.valkey_replicas_acked
+    signals = SignalWriter(valkey, queue_max=SIGNALS_MAX)
+    # On a cluster a replica must hold what gets into the books, even where answers do not wait for it: a failover
+    # that took a voucher back from the shard would give its units, and its serial, to somebody else.
+    replicas = max(settings.valkey_replicas_acked, is_cluster(settings.valkey_url))
 
     async def draining(app: web.Application) -> AsyncIterator[None]:
         async with signals:

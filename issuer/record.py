@@ -17,9 +17,10 @@ from kernel.ids import pack_voucher_id
 from kernel.partitions import partition_of
 
 _BODY = struct.Struct(">8s8s8sI16sH")
-_WON = struct.Struct(">IdHHHB8s8s8sI16sHIB")
+_WON = struct.Struct(">IdHHHB8s8sqI16sHIB")
 """A win in the log: serial, ms, length of the claim, then the claim up to its parts."""
 _WIN = struct.Struct(">Id")
+_LENGTH_END = _WIN.size + 2
 _SHORT, _LONG = struct.Struct(">BI"), struct.Struct(">HII")
 _SLOT = struct.Struct(">HBB")
 NO_DEVICE = bytes(8)
@@ -62,13 +63,13 @@ class Win(msgspec.Struct, frozen=True):
     serial: int
     claimed_ms: int
 
-    def vouchers(self) -> Iterator[tuple[int, int]]:
+    def vouchers(self) -> Sequence[tuple[int, int]]:
         """(voucher_id, stock_no) of each."""
-        serial = self.serial
-        for stock_no, quantity in self.parts:
-            for _ in range(quantity):
-                yield pack_voucher_id(self.round_no, self.partition, serial), stock_no
-                serial += 1
+        voucher_id = pack_voucher_id(self.round_no, self.partition, self.serial)
+        if len(self.parts) == 1 and self.parts[0][1] == 1:  # nearly all of them
+            return ((voucher_id, self.parts[0][0]),)
+        bought = [stock_no for stock_no, quantity in self.parts for _ in range(quantity)]
+        return tuple(zip(range(voucher_id, voucher_id + len(bought)), bought, strict=True))
 
 
 def device_digest(device_token: str | None) -> bytes:
@@ -170,17 +171,9 @@ def unpack_wins(entry: bytes) -> Iterator[Win]:
     head, unpack, part, part_size = _WON.size, _WON.unpack_from, PART.unpack_from, PART.size
     while at < end:
         serial, ms, length, round_no, slot, _, _, device, request, _, person, partition, _, parts = unpack(entry, at)
-        first, at = at + head, at + _WIN.size + 2 + length
+        first, at = at + head, at + _LENGTH_END + length
         number = first + parts * part_size
+        bought = (part(entry, first),) if parts == 1 else tuple(part(entry, i) for i in range(first, number, part_size))
         yield Win(
-            round_no,
-            slot,
-            person,
-            partition,
-            device,
-            int.from_bytes(request, signed=True),
-            (part(entry, first),) if parts == 1 else tuple(part(entry, i) for i in range(first, number, part_size)),
-            entry[number:at].decode(),
-            serial,
-            int(ms),
+            round_no, slot, person, partition, device, request, bought, entry[number:at].decode(), serial, int(ms)
         )

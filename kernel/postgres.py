@@ -112,18 +112,18 @@ async def listening(dsn: str, channel: str, heard: Callable[[], None]) -> AsyncI
 
 async def _listen(dsn: str, channel: str, heard: Callable[[], None]) -> None:
     while True:
-        try:
-            conn = await asyncpg.connect(dsn, timeout=ACQUIRE_TIMEOUT_S)
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
-            await asyncio.sleep(LISTEN_RETRY_S)
-            continue
-        gone = asyncio.Event()
-        conn.add_termination_listener(lambda _: gone.set())
-        try:
-            await conn.add_listener(channel, lambda *_: heard())
-            heard()
-            await gone.wait()
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
-            await asyncio.sleep(LISTEN_RETRY_S)
-        finally:
-            conn.terminate()
+        with contextlib.suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+            await _listen_once(dsn, channel, heard)
+        await asyncio.sleep(LISTEN_RETRY_S)
+
+
+async def _listen_once(dsn: str, channel: str, heard: Callable[[], None]) -> None:
+    conn = await asyncpg.connect(dsn, timeout=ACQUIRE_TIMEOUT_S)
+    gone = asyncio.Event()
+    conn.add_termination_listener(lambda _: gone.set())
+    try:
+        await conn.add_listener(channel, lambda *_: heard())
+        heard()
+        await gone.wait()
+    finally:
+        conn.terminate()

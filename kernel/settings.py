@@ -6,6 +6,8 @@ from typing import Self
 
 import msgspec
 
+from kernel.valkey import is_cluster
+
 
 class SettingsError(Exception):
     """The environment lacks a setting or holds one that cannot be read."""
@@ -25,7 +27,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     health_port: int | None = None
     """A port of this worker alone, where several share `port`."""
     valkey_replicas_acked: int = 0
-    """How many replicas must hold a claim before it is answered; 0: the primary's disk alone."""
+    """How many replicas must hold a claim before it is answered; 0: the primary's disk alone. On a cluster 1 unless
+    set otherwise."""
     clock_file: str | None = None
     workers: int = 1
     """Processes like this one that share the callers; each has its share of a partner's quota."""
@@ -45,7 +48,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
                 host=env.get("HANQUAN_HOST", "127.0.0.1"),
                 port=int(env.get("HANQUAN_PORT", "0")),
                 health_port=int(env["HANQUAN_HEALTH_PORT"]) if "HANQUAN_HEALTH_PORT" in env else None,
-                valkey_replicas_acked=int(env.get("HANQUAN_VALKEY_REPLICAS", "0")),
+                valkey_replicas_acked=int(env.get("HANQUAN_VALKEY_REPLICAS", is_cluster(env["HANQUAN_VALKEY_URL"]))),
                 clock_file=env.get("HANQUAN_CLOCK_FILE"),
                 workers=_count(env, "HANQUAN_WORKERS", 1),
                 under_way_max=_count(env, "HANQUAN_UNDER_WAY_MAX", 4_096),

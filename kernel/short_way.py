@@ -41,8 +41,8 @@ class Door(Guest):
 
     __slots__ = ("_admission", "_held", "_leaving", "_short", "_task")
 
-    def __init__(self, app: web.Application, server: web.Server, guests: Guests, **changes: Any) -> None:
-        super().__init__(app, server, guests, **changes)
+    def __init__(self, app: web.Application, server: web.Server, guests: Guests) -> None:
+        super().__init__(app, server, guests)
         self._short = app[SHORT]
         self._admission = app[ADMISSION]
         self._leaving = app[LEAVING]
@@ -72,17 +72,18 @@ class Door(Guest):
         if short is None or not payload.is_eof() or self._paused or super().is_busy or _is_special(message):
             return False
         self._request_count += 1
-        body = payload.read_nowait()
+        arrived_s, body = time.perf_counter(), payload.read_nowait()
         if self._admission.enter(pieces := weight(len(body), True)):
-            self._task = self._loop.create_task(self._serve(short, message, body, pieces))
+            self._task = self._loop.create_task(self._serve(short, message, body, pieces, arrived_s))
         else:
             request_id = request_id_of(message.headers)
             self._write(problem_reply(BUSY, self._app[CLOCK], request_id), request_id)
             observe(message.path, BUSY.code.http_status, 0.0)
         return True
 
-    async def _serve(self, short: Short, message: RawRequestMessage, body: bytes, pieces: int) -> None:
-        started_s = time.perf_counter()
+    async def _serve(
+        self, short: Short, message: RawRequestMessage, body: bytes, pieces: int, arrived_s: float
+    ) -> None:
         request_id = request_id_of(message.headers)
         logs.request_id.set(request_id)
         authorization = message.headers.get("Authorization")
@@ -90,7 +91,7 @@ class Door(Guest):
         try:
             reply = await short.answer(ask)
             self._write(reply, request_id)
-            observe(message.path, reply.status, time.perf_counter() - started_s)
+            observe(message.path, reply.status, time.perf_counter() - arrived_s)
         finally:
             self._admission.leave(pieces)
             self._task = None

@@ -13,7 +13,6 @@ import asyncio
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import structlog
 from aiohttp import web
@@ -95,7 +94,10 @@ class Guests:
     async def _keep_sweeping(self) -> None:
         while True:
             await asyncio.sleep(SWEEP_EVERY_S)
-            self.sweep(asyncio.get_running_loop().time())
+            try:
+                self.sweep(asyncio.get_running_loop().time())
+            except Exception:  # without sweeps there are no deadlines
+                log.exception("sweep_failed")
 
     def sweep(self, now_s: float) -> None:
         """Closes who has stayed too long by now."""
@@ -122,8 +124,7 @@ class Guest(RequestHandler):
 
     __slots__ = ("_app", "_guests", "_head_since_s", "_last_byte_s", "_payload", "_stuck_since_s")
 
-    def __init__(self, app: web.Application, server: web.Server, guests: Guests, **changes: Any) -> None:
-        limits = {"max_line_size": LINE_BYTES_MAX, "max_field_size": LINE_BYTES_MAX, "max_headers": FIELDS_MAX}
+    def __init__(self, app: web.Application, server: web.Server, guests: Guests) -> None:
         super().__init__(
             server,
             loop=asyncio.get_running_loop(),
@@ -131,7 +132,9 @@ class Guest(RequestHandler):
             keepalive_timeout=NEVER_S,  # the sweep does it
             lingering_time=LINGER_S,
             auto_decompress=False,
-            **(limits | changes),
+            max_line_size=LINE_BYTES_MAX,
+            max_field_size=LINE_BYTES_MAX,
+            max_headers=FIELDS_MAX,
         )
         self._app = app
         self._guests = guests

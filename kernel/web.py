@@ -4,6 +4,7 @@ Requests and answers themselves are in kernel/answers.py; this is their aiohttp 
 """
 
 import asyncio
+import gc
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -294,6 +295,8 @@ async def _serve(name: str, make_app: Callable[[Settings], Awaitable[web.Applica
         asyncio.get_running_loop().add_signal_handler(signum, stop.set)
     connections_max = raise_file_limit(settings.connections_max)
     async with serving(app, settings.host, ports, connections_max=connections_max, quiet_s=QUIET_S):
+        gc.collect()
+        gc.freeze()  # what is here now stays: looking through it again and again would stall requests
         log.info("listening", name=name, host=settings.host, port=settings.port)
         await stop.wait()
         app[STOPPING].set()

@@ -55,7 +55,7 @@ def with_workers(services: Sequence[Service], name: str, workers: int) -> tuple[
 
 
 # What a service takes over from the stack's own environment.
-_PASSED_ON = ("PATH", "HOME", "LANG", "TZ", "HANQUAN_CLOCK_FILE")
+_PASSED_ON = ("PATH", "HOME", "LANG", "TZ", "HANQUAN_CLOCK_FILE", "HANQUAN_UNDER_WAY_MAX", "HANQUAN_CONNECTIONS_MAX")
 
 _ROOT = Path(__file__).resolve().parents[1]
 

@@ -1,3 +1,7 @@
+-- name: shards
+-- How many shards the city has; no row before there is a city.
+SELECT shards FROM city;
+
 -- name: try_lead
 -- True when this connection is now the one that drains a shard.
 SELECT pg_try_advisory_lock(4818, $1);

@@ -12,6 +12,7 @@ from pathlib import Path
 from random import Random
 from time import monotonic
 
+from stack import leftovers
 from stack.faults.field import Field
 from stack.faults.wire import Where, Wire
 
@@ -92,7 +93,8 @@ async def valkey_killed(field: Field, random: Random) -> float:
 
 async def disk_full(field: Field, random: Random) -> float | None:
     """No file of Valkey's may grow any more; after a while there is room again."""
-    log, restarts = field.stack.folder.path / "valkey" / "appendonlydir", field.stack.restarts["valkey"]
+    log, pid = field.stack.folder.path / "valkey" / "appendonlydir", field.stack.pid("valkey")
+    started = leftovers.start_ticks(pid)
     size = max((file.stat().st_size for file in log.glob("*.incr.aof")), default=0) + random.randint(0, 20_000)
     until = monotonic() + random.uniform(0.5, 1.0)
     try:
@@ -101,7 +103,7 @@ async def disk_full(field: Field, random: Random) -> float | None:
             await asyncio.sleep(LOOK_S)
     finally:
         _may_write(field.stack.pid("valkey"), resource.RLIM_INFINITY)
-    return monotonic() if field.stack.restarts["valkey"] > restarts else None
+    return monotonic() if leftovers.start_ticks(pid) != started else None
 
 
 async def worker_killed(field: Field, random: Random) -> float:

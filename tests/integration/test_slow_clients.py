@@ -137,14 +137,14 @@ async def test_two_thousand_tricklers_harm_nobody_and_are_closed_in_time(city: C
     child, service = city.process("issuer", "hanquan_issuer")
     try:
         await child.ready()
-        calm = await claims_s(city, service, 20_000, 1.0)
+        calm = await claims_s(city, service, 20_000, 0.6)
         async with (
             many_files(),
             no_deadlines() as careless,
             tricklers(port_of(service), SLOW) as slow,
             tricklers(careless, CONTROLS) as control,
         ):
-            beset = await claims_s(city, service, 21_000, slow_clients.HEAD_S + 2.5)
+            beset = await claims_s(city, service, 21_000, slow_clients.HEAD_S + 2.0)
             assert [trickler for trickler in control if trickler.ended_after_s is not None] == []
             ended = [trickler.ended_after_s for trickler in slow]
         in_time_s = slow_clients.HEAD_S + slow_clients.SWEEP_EVERY_S + 1.5
