@@ -113,9 +113,12 @@ class Drain:
         ahead = asyncio.create_task(self._read_chunk(chunk.last, None))
         try:
             await self._carry(conn, position, chunk)
-            self._ahead = chunk.last, await ahead
-        finally:
+        except BaseException:
             ahead.cancel()
+            await asyncio.gather(ahead, return_exceptions=True)
+            raise
+        (following,) = await asyncio.gather(ahead, return_exceptions=True)
+        self._ahead = chunk.last, following if isinstance(following, Chunk) else None  # a fault will be met again
         await self._valkey.xtrim(key, minid=_after(chunk.last), approximate=False)
         self._tell(chunk)
         return sum(chunk.load.issued.values())

@@ -13,6 +13,7 @@ from stack.keystore import KeyStore
 from stack.reach import Reach
 
 _SERVICE_OF = {"/v1/claims": "issuer", "/v1/vouchers": "issuer"}
+_SERVICE_OF |= dict.fromkeys(("/v1/stocks", "/v1/rounds", "/v1/campaigns"), "operator")
 _METHODS = ("GET", "POST")
 
 

@@ -248,8 +248,8 @@ async def test_a_drain_stopped_at_any_step_leaves_each_voucher_once(city: City) 
             await drain.drain_once(Fused(conn, fuse))  # type: ignore[arg-type]
             await conn.close()
             break
-        except (Stopped, asyncpg.PostgresConnectionError):  # cut by the step itself, or by the reading ahead beside it
-            assert conn.is_closed()
+        except Exception as error:  # Stopped, or what the driver says when reading ahead cuts it in mid-command
+            assert conn.is_closed(), error
     assert 16 <= length < 40, f"{length} steps were tried"
     await city.drain()
     assert await written(city) == won
