@@ -207,6 +207,49 @@ SELECT format('transfer %s in bucket %s (%s): %s vouchers, hash %s', k.transfer_
  WHERE k.items IS DISTINCT FROM r.items OR k.items_hash IS DISTINCT FROM r.items_hash
  ORDER BY k.bucket, k.transfer_id LIMIT $1
 
+-- name: examined_edits
+-- Edits of quantities that were carried out.
+SELECT count(*) FROM stock_edit WHERE state = 'DONE'
+
+-- name: examined_approvals
+-- Approvals of stocks.
+SELECT count(*) FROM stock_move WHERE verb = 'APPROVE'
+
+-- name: examined_rollovers
+-- Rollovers.
+SELECT count(*) FROM rollover
+
+-- name: a1n_edits_make_the_quantity
+-- Edits of a quantity that do not begin where the one before ended, or quantities that no edit made.
+SELECT format('stock %s, edit %s: from %s to %s, then %s', s.stock_id, e.edit_no, e.current_quantity, e.target_quantity, e.next_quantity) AS what,
+       count(*) OVER () AS violations
+  FROM (SELECT e.*, coalesce(lead(e.current_quantity) OVER (PARTITION BY e.stock_no ORDER BY e.edit_no), s.quantity) AS next_quantity
+          FROM stock_edit e JOIN stock s USING (stock_no) WHERE e.state = 'DONE') e JOIN stock s USING (stock_no)
+ WHERE e.target_quantity <> e.next_quantity
+ ORDER BY e.edit_no LIMIT $1
+
+-- name: a1o_two_people_approve
+-- Stocks approved by whoever had submitted them, or that nobody had submitted.
+SELECT format('stock %s: approved by %s, submitted by %s', s.stock_id, a.moved_by, coalesce(b.moved_by, 'nobody')) AS what,
+       count(*) OVER () AS violations
+  FROM stock_move a JOIN stock s USING (stock_no)
+  LEFT JOIN LATERAL (SELECT m.moved_by FROM stock_move m WHERE m.stock_no = a.stock_no AND m.verb = 'SUBMIT' AND m.move_no < a.move_no
+                      ORDER BY m.move_no DESC LIMIT 1) b ON true
+ WHERE a.verb = 'APPROVE' AND (b.moved_by IS NULL OR lower(b.moved_by) = lower(a.moved_by))
+ ORDER BY a.move_no LIMIT $1
+
+-- name: a1p_rollovers_add_up
+-- Rollovers whose money is not that of the vouchers they carried and of the returns they used.
+SELECT format('rollover %s: carried %s fen, vouchers worth %s; returned %s fen, returns of %s', r.rollover_no, r.carried_fen, c.fen, r.returned_fen, f.fen) AS what,
+       count(*) OVER () AS violations
+  FROM rollover r
+ CROSS JOIN LATERAL (SELECT coalesce(sum(x.units * s.funded_fen), 0) AS fen FROM rollover_stock x JOIN stock s ON s.stock_no = x.to_stock_no
+                      WHERE x.rollover_no = r.rollover_no) c
+ CROSS JOIN LATERAL (SELECT coalesce(sum(t.amount_fen), 0) AS fen FROM rollover_return x JOIN fund_return t USING (campaign_no, reference)
+                      WHERE x.rollover_no = r.rollover_no AND t.credit = 'BUDGET') f
+ WHERE r.carried_fen <> c.fen OR r.returned_fen <> f.fen
+ ORDER BY r.rollover_no LIMIT $1
+
 -- ---------------------------------------------------------------- A2: people
 
 -- name: a1l_stock_counted

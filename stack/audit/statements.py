@@ -99,6 +99,24 @@ STATEMENTS = (
         rows("a1m_packs_whole", "examined_packs"),
     ),
     Statement(
+        "A1n",
+        "Every stock's quantity is what its edits made of it, one after the other",
+        "各批次的总量，均由逐次调整依次得来",
+        rows("a1n_edits_make_the_quantity", "examined_edits"),
+    ),
+    Statement(
+        "A1o",
+        "Every stock was approved by another person than the one who submitted it",
+        "每个批次的审批人都不是提交人",
+        rows("a1o_two_people_approve", "examined_approvals"),
+    ),
+    Statement(
+        "A1p",
+        "Every rollover moved the money of the vouchers and returns it names",
+        "每次结转的金额，都等于其所列券与退回款的金额",
+        rows("a1p_rollovers_add_up", "examined_rollovers"),
+    ),
+    Statement(
         "A2a",
         "Nobody has claimed more of a partner in a round than the round allows",
         "任何人在任一轮次、任一平台的领取数都不超过限额",

@@ -137,6 +137,7 @@ async def found(connection: Connection, shards: int = 1) -> None:
         "INSERT INTO pack (pack_id, round_no, partner_no) VALUES ('pack-1', 2, $1)", SECOND.partner_no
     )
     await connection.execute("INSERT INTO pack_item VALUES ($1, $2, 1)", PACK, SECOND.stock_no)
+    await _operate(connection)
     await connection.execute(
         "INSERT INTO transfer (bucket, campaign_no, kind, debit, credit, amount_fen, reference, booked_at)"
         " VALUES (0, 1, 'FUND', 'CITY_FUND', 'BUDGET', 900000, 'decision 7', $1)",
@@ -165,6 +166,27 @@ async def _found_stock(connection: Connection, stock: Stock) -> None:
         at(day, 4),
         at(day, 4) + timedelta(days=4),
         "RETURN_TO_BUDGET" if stock == MALL else "RESTORE",
+    )
+
+
+async def _operate(connection: Connection) -> None:
+    """What operators did: a stock submitted and approved, its quantity raised, a round rolled over that left nothing."""
+    await connection.execute(
+        "INSERT INTO stock_move (stock_no, verb, from_state, to_state, moved_by, why, moved_at)"
+        " VALUES ($1, 'SUBMIT', 'DRAFT', 'AUDIT', 'Li Na', '', $2), ($1, 'APPROVE', 'AUDIT', 'SCHEDULED', 'Wang Wei', '', $2)",
+        MALL.stock_no,
+        at(1, 1),
+    )
+    await connection.execute(
+        "INSERT INTO stock_edit (stock_no, current_quantity, target_quantity, state, asked_by, why, asked_at, done_at)"
+        " SELECT stock_no, quantity - 5, quantity, 'DONE', 'Li Na', 'more', $2, $2 FROM stock WHERE stock_no = $1",
+        MALL.stock_no,
+        at(1, 2),
+    )
+    await connection.execute(
+        "INSERT INTO rollover (from_round_no, to_round_no, carried_fen, returned_fen, rolled_by, why, rolled_at)"
+        " VALUES (1, 2, 0, 0, 'Li Na', '', $1)",
+        at(25, 1),
     )
 
 

@@ -96,6 +96,17 @@ LIES = [
         "pack 9, claim claim-4-24: 1 vouchers of stock 4, promised 0",
     ),
     Lie(
+        "A1n",
+        "UPDATE stock SET quantity = quantity + 1 WHERE stock_no = 2",
+        "stock stock-2, edit 1: from 10 to 15, then 16",
+    ),
+    Lie(
+        "A1o",
+        "UPDATE stock_move SET moved_by = 'LI NA' WHERE verb = 'APPROVE'",
+        "approved by LI NA, submitted by Li Na",
+    ),
+    Lie("A1p", "UPDATE rollover SET carried_fen = 100", "rollover 1: carried 100 fen, vouchers worth 0"),
+    Lie(
         "A2a",
         "UPDATE round SET per_person_and_partner_limit = 1 WHERE round_no = 1",
         "2 vouchers of partner pay-a in round r1, limit 1",
