@@ -2,6 +2,7 @@
 keeps what is published as the books say: who is paused, how many there are."""
 
 import asyncio
+import contextlib
 from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
 
@@ -19,6 +20,7 @@ from issuer.rounds import SERIAL_GAP, deal, unpublished_round
 from issuer.soldout import SoldOut
 from issuer.stock import StockOnShard, StockStore
 from kernel.clock import Clock
+from kernel.errors import StoreDown
 from kernel.postgres import ACQUIRE_TIMEOUT_S, Connection, Pool
 from kernel.refreshing import kept_fresh
 
@@ -57,17 +59,25 @@ class Publisher:
         for round_ in catalogue.rounds.values():
             stocks = catalogue.stocks_of(round_.round_no)
             if stocks and round_.opens_at - PUBLISH_AHEAD <= now < max(stock.valid_until for stock in stocks):
-                await self._publish(catalogue, round_)
+                await self._try_publish(catalogue, round_)
         self._desk.catalogue = catalogue
         if self._sold_out is not None:
             await self._sold_out.refresh(catalogue, now)
-        await metrics.look_at_stock(self._store, catalogue, now)
+        with contextlib.suppress(StoreDown):  # what is left of a shard that is away, nobody sees
+            await metrics.look_at_stock(self._store, catalogue, now)
+
+    async def _try_publish(self, catalogue: Catalogue, round_: Round) -> None:
+        """A shard that is away keeps nobody from the other rounds, nor a worker from starting."""
+        try:
+            await self._publish(catalogue, round_)
+        except StoreDown as error:
+            log.warning("round_not_kept", round_no=round_.round_no, error=str(error))
 
     async def _publish(self, catalogue: Catalogue, round_: Round) -> None:
         """Shards are brought up to the books before one that lost the round is dealt its part again: what an operator's
         edit gave or took of the others must be counted first."""
         round_no = round_.round_no
-        lost = [shard for shard in range(catalogue.shards) if not await self._store.is_published(shard, round_no)]
+        lost = [shard for shard in range(catalogue.shards) if await self._has_lost(shard, round_no)]
         async with (
             self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as conn,
             published_alone(conn, round_no, waits=bool(lost)) as is_alone,
@@ -77,6 +87,12 @@ class Publisher:
                 for shard in lost:
                     async with conn.transaction():
                         await self._publish_shard(conn, round_, shard)
+
+    async def _has_lost(self, shard: int, round_no: int) -> bool:
+        """Whether a shard is there, and the round is not. (Whether one that is away has it, nobody knows.)"""
+        with contextlib.suppress(StoreDown):
+            return not await self._store.is_published(shard, round_no)
+        return False
 
     async def _publish_shard(self, conn: Connection, round_: Round, shard: int) -> None:
         round_no = round_.round_no

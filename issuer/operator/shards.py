@@ -11,6 +11,7 @@ import structlog
 
 import sql
 from issuer.stock import StockOnShard, StockStore
+from kernel.errors import StoreDown
 from kernel.postgres import Connection
 
 _queries = sql.load("stock_life")
@@ -23,17 +24,29 @@ Held = Mapping[int, StockOnShard]
 async def apply_adjustments(conn: Connection, store: StockStore, shards: int, round_no: int) -> None:
     """Brings every shard that holds a round up to the books. Does nothing, at the price of two short queries and a
     look at each shard, when nothing is missing. A shard that does not hold a stock is passed over: it gets the newest
-    numbers when it is published. Raises StoreDown."""
+    numbers when it is published. One that is away keeps nobody from the others; then StoreDown is raised."""
     wanted = {row["stock_no"]: row["state"] for row in await conn.fetch(_queries["wanted_of_round"], round_no)}
     last: dict[int, dict[int, int]] = defaultdict(dict)
     for row in await conn.fetch(_queries["last_adjustments"], round_no):
         last[row["shard"]][row["stock_no"]] = row["adjust_no"]
+    away: StoreDown | None = None
     for shard in range(shards):
-        held = await store.stocks(shard, list(wanted))
-        await _show_states(store, shard, held, wanted)
-        for stock_no, adjust_no in last[shard].items():
-            if stock_no in held and held[stock_no].adjusted < adjust_no:
-                await _catch_up(conn, store, shard, stock_no, held[stock_no].adjusted)
+        try:
+            await _bring_up(conn, store, shard, wanted, last[shard])
+        except StoreDown as error:
+            away = error
+    if away is not None:
+        raise away
+
+
+async def _bring_up(
+    conn: Connection, store: StockStore, shard: int, wanted: Mapping[int, str], last: Mapping[int, int]
+) -> None:
+    held = await store.stocks(shard, list(wanted))
+    await _show_states(store, shard, held, wanted)
+    for stock_no, adjust_no in last.items():
+        if stock_no in held and held[stock_no].adjusted < adjust_no:
+            await _catch_up(conn, store, shard, stock_no, held[stock_no].adjusted)
 
 
 async def _show_states(store: StockStore, shard: int, held: Held, wanted: Mapping[int, str]) -> None:
