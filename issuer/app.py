@@ -47,6 +47,7 @@ async def make_app(settings: Settings) -> web.Application:
     async def resources(app: web.Application) -> AsyncIterator[None]:
         async with (
             keyring.kept_fresh(),
+            sold_out.watching(),
             publisher.kept_fresh(),
             listening(settings.postgres_dsn, "hanquan_stock", publisher.wake.set),
             signals,

@@ -28,6 +28,8 @@ BATCH_MAX = 1_000
 QUEUE_MAX = 5_000
 """Claims of one partner that wait for their turn on one shard."""
 DEADLINE_S = 5.0
+FLUSHES_MAX = 2
+"""Calls under way on one shard: while the store writes one to disk, the next is on its way."""
 REFILLS_MAX = 50
 """How often a call fetches units from other shards and asks again, before it says that it cannot tell."""
 
@@ -149,7 +151,9 @@ class ClaimDesk:
         async def flush(claims: Sequence[Claim]) -> Sequence[Told | Refusal]:
             return await metrics.counted(claims, self._answers(shard, claims))
 
-        return Coalescer(flush, batch_max=BATCH_MAX, queue_max=QUEUE_MAX, deadline_s=DEADLINE_S)
+        return Coalescer(
+            flush, batch_max=BATCH_MAX, queue_max=QUEUE_MAX, deadline_s=DEADLINE_S, flushes_max=FLUSHES_MAX
+        )
 
     async def _answers(self, shard: int, claims: Sequence[Claim]) -> list[Told | Refusal]:
         outcomes = await self.decide(shard, claims)

@@ -62,7 +62,7 @@ class Publisher:
                 await self._try_publish(catalogue, round_)
         self._desk.catalogue = catalogue
         if self._sold_out is not None:
-            await self._sold_out.refresh(catalogue, now)
+            self._sold_out.see(catalogue, now)
         with contextlib.suppress(StoreDown):  # what is left of a shard that is away, nobody sees
             await metrics.look_at_stock(self._store, catalogue, now)
 

@@ -4,9 +4,12 @@ What is asked all the same is whatever may be a retry: the numbers that won an o
 lost an answer still finds the voucher.
 """
 
+import asyncio
+import contextlib
 from array import array
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime
 
 import msgspec
@@ -19,7 +22,7 @@ from kernel.ids import SERIAL_MAX, pack_voucher_id
 from kernel.partitions import PARTITIONS
 from kernel.postgres import ACQUIRE_TIMEOUT_S, Pool
 
-READ_WITHIN_S = 30.0
+READ_WITHIN_S = 60.0
 
 _queries = sql.load("issuer")
 log = structlog.get_logger()
@@ -42,6 +45,8 @@ class SoldOut:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._final: Mapping[str, Winners] = {}
+        self._wanted: Mapping[str, Offered] = {}
+        self._seen = asyncio.Event()
         self.answered = 0
 
     def is_final(self, offer: Offered, out_request_no: str) -> bool:
@@ -52,29 +57,67 @@ class SoldOut:
         self.answered += 1
         return True
 
-    async def refresh(self, catalogue: Catalogue, now: datetime) -> None:
-        """Forgets offers of which there is something again, or that closed, and takes in what is sold out since the
-        last time. Raises what PostgreSQL raises, and what is taken in then stays."""
-        offers = [offer for offer in catalogue.offers.values() if offer.round.closes_at > now and is_sold_out(offer)]
-        sold_out = {offer.offer_id for offer in offers}
-        if not self._final.keys() <= sold_out:
-            self._final = {offer_id: kept for offer_id, kept in self._final.items() if offer_id in sold_out}
-        for offer in offers:
-            if offer.offer_id not in self._final:
-                self._final = {**self._final, offer.offer_id: await self._winners(offer)}
-                log.info("sold_out", offer_id=offer.offer_id, winners=len(self._final[offer.offer_id].keys))
+    def see(self, catalogue: Catalogue, now: datetime) -> None:
+        """Forgets at once what there is again, or what closed, and wants to know the winners of what is sold out."""
+        offers = (offer for offer in catalogue.offers.values() if offer.round.closes_at > now and is_sold_out(offer))
+        self._wanted = {offer.offer_id: offer for offer in offers}
+        self._final = {offer_id: kept for offer_id, kept in self._final.items() if offer_id in self._wanted}
+        if self._wanted.keys() != self._final.keys():
+            self._seen.set()
 
-    async def _winners(self, offer: Offered) -> Winners:
-        first = pack_voucher_id(offer.round.round_no, 0, 1)
-        last = pack_voucher_id(offer.round.round_no, PARTITIONS - 1, SERIAL_MAX)
-        stock_no = offer.parts[0].stock.stock_no
+    @contextlib.asynccontextmanager
+    async def watching(self) -> AsyncIterator[None]:
+        """Reads winners while the context is open. On its own time: a round has millions of them, and until they are
+        here the store is asked, which knows as well."""
+        task = asyncio.create_task(self._watch())
+        try:
+            yield
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    async def _watch(self) -> None:
+        while True:
+            await self._seen.wait()
+            self._seen.clear()
+            try:
+                await self.read()
+            except Exception as error:  # a database that is away: the next look at the catalogue asks again
+                log.warning("sold_out_not_read", error=f"{type(error).__name__}: {error}")
+
+    async def read(self) -> None:
+        """Takes in the winners of what is sold out and not known yet, one round after the other."""
+        rounds: dict[int, list[Offered]] = defaultdict(list)
+        for offer_id, offer in self._wanted.items():
+            if offer_id not in self._final:
+                rounds[offer.round.round_no].append(offer)
+        for round_no, offers in rounds.items():
+            winners = await self._winners(round_no, offers)
+            known = {offer.offer_id: winners[key_of(offer)] for offer in offers if self._is_still_so(offer)}
+            self._final = {**self._final, **known}
+            log.info("sold_out", round_no=round_no, offers=sorted(known))
+
+    async def _winners(
+        self, round_no: int, offers: Sequence[Offered]
+    ) -> Mapping[tuple[int | None, int | None], Winners]:
+        stock_nos = [offer.parts[0].stock.stock_no for offer in offers if offer.pack_no is None]
+        pack_nos = [offer.pack_no for offer in offers if offer.pack_no is not None]
+        first = pack_voucher_id(round_no, 0, 1)
+        last = pack_voucher_id(round_no, PARTITIONS - 1, SERIAL_MAX)
         async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as conn:
-            packed = await conn.fetchval(
-                _queries["winning_keys"], first, last, stock_no, offer.pack_no, timeout=READ_WITHIN_S
-            )
-        keys = array("q", packed)
-        keys.byteswap()
-        return Winners(keys)
+            rows = await conn.fetch(_queries["winning_keys"], first, last, stock_nos, pack_nos, timeout=READ_WITHIN_S)
+        winners: dict[tuple[int | None, int | None], Winners] = defaultdict(lambda: Winners(array("q")))
+        for row in rows:
+            keys = array("q", row["keys"])
+            keys.byteswap()
+            winners[row["stock_no"], row["pack_no"]] = Winners(keys)
+        return winners
+
+
+def key_of(offer: Offered) -> tuple[int | None, int | None]:
+    """Its stock, or its pack."""
+    return (offer.parts[0].stock.stock_no, None) if offer.pack_no is None else (None, offer.pack_no)
 
 
 def is_sold_out(offer: Offered) -> bool:

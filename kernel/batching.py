@@ -1,6 +1,6 @@
 """Requests that arrive together go to the store together.
 
-One flush is under way at a time; whatever arrives meanwhile forms the next one. So batches grow with
+A flush or a few are under way at a time; whatever arrives meanwhile forms the next one. So batches grow with
 the load by themselves, and a lone request waits for nobody: the group commit of databases, one floor up.
 Callers stand in queues of their own and are served in turn, so that the flood of one does not delay another.
 """
@@ -46,7 +46,8 @@ class Coalescer(Generic[Item, Answer]):
 
     `flush` answers in the order asked. Whoever asks is told within `deadline_s` (and a twentieth), also when
     the store hangs and takes its time to let go: an item that waits longer is turned away unsent. A `flush`
-    is given up after `deadline_s`, too. At most `queue_max` items of one caller wait.
+    is given up after `deadline_s`, too. At most `queue_max` items of one caller wait. Up to `flushes_max` flushes are
+    under way at once; with more than one, items may be answered in another order than they came.
     """
 
     def __init__(
@@ -56,19 +57,19 @@ class Coalescer(Generic[Item, Answer]):
         batch_max: int,
         queue_max: int,
         deadline_s: float,
-        observe: Callable[[int], object] = lambda size: None,
+        flushes_max: int = 1,
     ) -> None:
         self._flush = flush
         self._batch_max = batch_max
         self._queue_max = queue_max
         self._deadline_s = deadline_s
-        self._observe = observe
+        self._flushes_max = flushes_max
         self._queues: dict[Hashable, deque[Waiting[Item]]] = {}
         self._depths: dict[Hashable, int] = {}
         self._turns: deque[Hashable] = deque()
         """Whose queues are not empty, in the order of their turns."""
-        self._batch: list[Waiting[Item]] = []
-        self._running: asyncio.Task[None] | None = None
+        self._batches: dict[asyncio.Task[None], list[Waiting[Item]]] = {}
+        """What is under way, by the task that sees to it."""
         self._look: asyncio.TimerHandle | None = None
 
     @property
@@ -99,34 +100,46 @@ class Coalescer(Generic[Item, Answer]):
             self._turns.append(caller)
         queue.append(Waiting(items, future, loop.time(), is_one))
         self._depths[caller] = depth + len(items)
-        if self._running is None:
-            self._running = loop.create_task(self._run())
+        if len(self._batches) < self._flushes_max:
+            self._start(loop)
         return future
 
     async def drained(self) -> None:
         """Returns when nothing waits and nothing is under way."""
-        while self._running is not None:
-            await asyncio.wait([self._running])
+        while self._batches:
+            await asyncio.wait(list(self._batches))
+
+    def _start(self, loop: asyncio.AbstractEventLoop) -> None:
+        task = loop.create_task(self._run())
+        self._batches[task] = []
+        task.add_done_callback(self._ended)
+        if self._look is None:
+            self._look_later()
 
     async def _run(self) -> None:
-        logs.request_id.set(None)  # what is logged from here on is about many requests
-        self._look_later()
+        logs.request_id.set(None)  # one run serves the requests of many
+        task = asyncio.current_task()
+        assert task is not None
         try:
             while batch := self._take():
-                self._batch = batch
+                self._batches[task] = batch
                 await self._flush_batch(batch)
-        finally:
-            self._batch = []
-            self._running = None
-            if self._look is not None:
-                self._look.cancel()
+        finally:  # in the same breath as the last look at the queues: who comes next must start another run
+            self._ended(task)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._batches.pop(task, None)
+        if not self._batches and self._look is not None:
+            self._look.cancel()
+            self._look = None
 
     def _look_later(self) -> None:
         self._look = asyncio.get_running_loop().call_later(self._deadline_s / LOOKS, self._turn_away_late)
 
     def _turn_away_late(self) -> None:
         oldest = asyncio.get_running_loop().time() - self._deadline_s
-        _fail(_late(self._batch, oldest), StoreDown("the store did not answer in time"))
+        for batch in self._batches.values():
+            _fail(_late(batch, oldest), StoreDown("the store did not answer in time"))
         _fail(self._late_in_queues(oldest), Overloaded("waited too long for its turn"))
         self._look_later()
 
@@ -156,7 +169,6 @@ class Coalescer(Generic[Item, Answer]):
 
     async def _flush_batch(self, batch: "Sequence[Waiting[Item]]") -> None:
         items = [item for waiting in batch for item in waiting.items]
-        self._observe(len(items))
         try:
             async with asyncio.timeout(self._deadline_s):
                 answers = await self._flush(items)

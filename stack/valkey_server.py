@@ -30,13 +30,13 @@ SETTINGS: Mapping[str, str] = {
     "appendfsync": "always",  # the answer leaves after the fsync
     "no-appendfsync-on-rewrite": "no",
     "auto-aof-rewrite-percentage": "100",
-    "auto-aof-rewrite-min-size": "64mb",
+    "auto-aof-rewrite-min-size": "512mb",  # a rewrite takes the disk away from fsync for a moment: not in a rush
     "aof-load-truncated": "yes",  # a torn last command was never answered
     "save": '""',
     "maxmemory-policy": "noeviction",
     # People and request numbers live in small hashes: up to 512 fields stay a compact listpack.
     "hash-max-listpack-entries": "512",
-    "hash-max-listpack-value": "64",
+    "hash-max-listpack-value": "256",
     "stream-node-max-bytes": "8192",
     "stream-node-max-entries": "512",
     "maxclients": "2000",

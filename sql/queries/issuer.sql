@@ -33,9 +33,12 @@ SELECT p.pack_no, p.pack_id, p.round_no, p.partner_no, p.group_no, p.is_granted,
   FROM pack p JOIN pack_item i USING (pack_no) GROUP BY p.pack_no;
 
 -- name: winning_keys
--- The request keys that won vouchers ($1 to $2) of a stock ($3), or of a pack ($4), eight bytes each, in order.
-SELECT coalesce(string_agg(int8send(request_key), ''::bytea ORDER BY request_key), ''::bytea) FROM voucher
- WHERE voucher_id BETWEEN $1 AND $2 AND stock_no = $3 AND pack_no IS NOT DISTINCT FROM $4::integer;
+-- The request keys that won vouchers ($1 to $2) of some stocks ($3) or packs ($4), eight bytes each, in order.
+SELECT CASE WHEN pack_no IS NULL THEN stock_no END AS stock_no, pack_no,
+       string_agg(int8send(request_key), ''::bytea ORDER BY request_key) AS keys
+  FROM voucher
+ WHERE voucher_id BETWEEN $1 AND $2 AND CASE WHEN pack_no IS NULL THEN stock_no = ANY ($3::integer[]) ELSE pack_no = ANY ($4::integer[]) END
+ GROUP BY 1, 2;
 
 -- name: ready
 -- Whether the store answers.

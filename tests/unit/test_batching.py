@@ -119,3 +119,56 @@ async def test_a_store_that_answers_too_few_or_too_many_answers_nobody(answers: 
     futures = [desk.submit(1), desk.submit(2)]
     outcomes = await asyncio.wait_for(asyncio.gather(*futures, return_exceptions=True), 1)
     assert [type(outcome) for outcome in outcomes] == [Broken, Broken]
+
+
+async def test_several_flushes_may_be_under_way_and_nobody_is_forgotten() -> None:
+    under_way, most = 0, 0
+
+    async def flush(items: Sequence[int]) -> list[int]:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        await asyncio.sleep(0.001 * (items[0] % 3))
+        under_way -= 1
+        return [2 * item for item in items]
+
+    desk: Coalescer[int, int] = Coalescer(flush, batch_max=7, queue_max=1_000, deadline_s=1, flushes_max=3)
+
+    async def ask(i: int) -> None:
+        await asyncio.sleep(0.0001 * (i % 17))
+        assert await desk.submit(i, i % 5) == 2 * i
+
+    await asyncio.wait_for(asyncio.gather(*(ask(i) for i in range(500))), 5)
+    await desk.drained()
+    assert (most, desk.depth) == (3, 0)
+
+
+async def test_callers_are_served_in_turn_and_the_flood_of_one_fills_its_own_queue_only() -> None:
+    store = Store()
+    desk = coalescer(store, batch_max=10, queue_max=50)
+    store.gate.clear()
+    first = desk.submit(0, "flood")
+    await asyncio.sleep(0)
+    flood = [desk.submit(i, "flood") for i in range(50)]
+    with pytest.raises(Overloaded):
+        desk.submit(51, "flood")
+    other = desk.submit(7, "other")
+    served: list[str] = []
+    flood[20].add_done_callback(lambda _: served.append("flood"))
+    other.add_done_callback(lambda _: served.append("other"))
+    store.gate.set()
+    await asyncio.gather(first, other, *flood)
+    assert served == ["other", "flood"]
+
+
+async def test_items_submitted_together_go_together() -> None:
+    store = Store()
+    desk = coalescer(store, batch_max=10)
+    store.gate.clear()
+    first = desk.submit(1)
+    await asyncio.sleep(0)
+    six, five = desk.submit_all([1, 2, 3, 4, 5, 6], "a"), desk.submit_all([7, 8, 9, 10, 11], "b")
+    store.gate.set()
+    assert await first == 2
+    assert [await six, await five] == [[2, 4, 6, 8, 10, 12], [14, 16, 18, 20, 22]]
+    assert store.batches == [1, 6, 5]
