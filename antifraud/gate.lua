@@ -32,7 +32,7 @@
 
 local gate_check, gate_tried, gate_won
 do
-    local call = redis.call
+    local call, byte, floor = redis.call, string.byte, math.floor
     -- Filled by gate.py from GateLimits, name by name; the figures here are its defaults.
     local LIMITS = {
         pace_burst = 5,               -- tries a rested person has at once
@@ -55,7 +55,7 @@ do
 
     -- Digests are uniform, so three of their bytes deal them out evenly.
     local function bucket_of(digest, buckets)
-        local b1, b2, b3 = string.byte(digest, 6, 8)
+        local b1, b2, b3 = byte(digest, 6, 8)
         return (b1 * 65536 + b2 * 256 + b3) % buckets
     end
 
@@ -109,17 +109,27 @@ do
         return ticks and epoch * epoch_ms + ticks * TICK_MS or 0
     end
 
+    local prefixes = {}  -- by epoch; one call has one tag, and two epochs at most
+
+    local function pace_prefix(tag, epoch)
+        local prefix = prefixes[epoch]
+        if not prefix then
+            prefix = 'af:pace:' .. tag .. ':' .. epoch .. ':'
+            prefixes[epoch] = prefix
+        end
+        return prefix
+    end
+
     -- GCRA: a token bucket in one number, the time at which it will be full again. That time lies at most
     -- full_ms ahead, so the epoch before matters only in the first full_ms of this one; a time further
     -- ahead was written before the clock was set back, and counts as nothing.
     local function look(tag, now_ms, person)
-        local epoch = math.floor(now_ms / epoch_ms)
+        local epoch = floor(now_ms / epoch_ms)
         local bucket = bucket_of(person, LIMITS.pace_buckets)
-        local key = 'af:pace:' .. tag .. ':' .. epoch .. ':' .. bucket
+        local key = pace_prefix(tag, epoch) .. bucket
         local full_at = full_again_ms(key, person, epoch)
         if full_at == 0 and now_ms - epoch * epoch_ms < full_ms then
-            local before = 'af:pace:' .. tag .. ':' .. (epoch - 1) .. ':' .. bucket
-            full_at = full_again_ms(before, person, epoch - 1)
+            full_at = full_again_ms(pace_prefix(tag, epoch - 1) .. bucket, person, epoch - 1)
         end
         if full_at < now_ms or full_at > now_ms + full_ms + TICK_MS then
             full_at = now_ms
@@ -142,7 +152,7 @@ do
 
     gate_tried = function(tag, now_ms, person)
         local full_at, key, epoch = look(tag, now_ms, person)
-        local ticks = math.floor((full_at + refill_ms - epoch * epoch_ms) / TICK_MS)
+        local ticks = floor((full_at + refill_ms - epoch * epoch_ms) / TICK_MS)
         if call('HSET', key, person, ticks) == 1 then
             -- The machine's seconds, whatever the campaign's clock says: a replay must not pile up keys.
             call('EXPIRE', key, 2 * LIMITS.pace_epoch_s + 1, 'NX')
