@@ -98,6 +98,13 @@ class SoldOut:
             self._final = {**self._final, **known}
             log.info("sold_out", round_no=round_no, offers=sorted(known))
 
+    def _is_still_so(self, offer: Offered) -> bool:
+        """Whether nothing was added while the winners were read: who won it would be missing among them."""
+        now = self._wanted.get(offer.offer_id)
+        return now is not None and [part.stock.quantity for part in now.parts] == [
+            part.stock.quantity for part in offer.parts
+        ]
+
     async def _winners(
         self, round_no: int, offers: Sequence[Offered]
     ) -> Mapping[tuple[int | None, int | None], Winners]:

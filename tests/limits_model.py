@@ -92,13 +92,16 @@ class LimitsModel:
         if offer.is_granted:
             return Code.RULE_LIMIT, "GRANT_ONLY"
         used = (offer.campaign.campaign_id, offer.round_id, partner_id, number)
-        if used in self.numbers:
-            return GRANTED if self.numbers[used] == (offer_id, person) else (Code.IDEMPOTENCY_MISMATCH, None)
+        earlier = self.numbers.get(used)
+        if earlier is not None and earlier[1] == person:
+            return GRANTED if earlier[0] == offer_id else (Code.IDEMPOTENCY_MISMATCH, None)
         over = refusal(offer, self.had[person])
         if over is not None:
             return over
         if any(self.left[stock_id] < quantity for stock_id, quantity in offer.parts.items()):
             return Code.SOLD_OUT, None
+        if earlier is not None:  # another person's number: told where the claim would be granted
+            return Code.IDEMPOTENCY_MISMATCH, None
         self.left.subtract(offer.parts)
         self.had[person].append(offer)
         self.numbers[used] = offer_id, person

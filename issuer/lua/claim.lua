@@ -225,7 +225,7 @@ local function claim(c)
         if way == 0 then gate_tried(tag, round.now_ms, person) end
         return over or short
     end
-    if call('SADD', round.req .. bucket_of(c, 22, round.buckets), unpack_('>I6', c, 24)) == 0 then
+    if call('SADD', round.req .. bucket_of(c, 22, round.buckets), (unpack_('>I6', c, 24))) == 0 then
         return 'IDEMPOTENCY_MISMATCH'
     end
 

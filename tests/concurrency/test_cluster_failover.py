@@ -33,7 +33,7 @@ KILL_AFTER = 200
 PATIENCE_S = 40.0
 ROLE = "hanquan_issuer"
 CITY = a_campaign("split", a_round("noon", NOON, a_stock("split", quantity=3 * CITIZENS)))
-CAREFUL = {"HANQUAN_VALKEY_REPLICAS": "1"}
+CAREFUL, CARELESS = {"HANQUAN_VALKEY_REPLICAS": "1"}, {"HANQUAN_VALKEY_REPLICAS": "0"}
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]
 
@@ -160,7 +160,7 @@ async def test_a_primary_killed_in_mid_rush_takes_no_answered_win_along(city: Ci
 
 
 async def test_an_answer_before_the_replica_has_the_win_can_be_lost(city: City, nodes: stores.ValkeyNodes) -> None:
-    (one, careful), (other, careless) = (city.process("issuer", ROLE, more) for more in (CAREFUL, {}))
+    (one, careful), (other, careless) = (city.process("issuer", ROLE, more) for more in (CAREFUL, CARELESS))
     drain, _ = city.process("issuer.drain", ROLE, CAREFUL)
     who, whom = people_of(shard=1, how_many=2, start=CITIZENS)
     async with running(one, other):

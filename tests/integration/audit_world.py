@@ -12,7 +12,7 @@ from datetime import UTC, date, datetime, timedelta
 from typing import TypeVar
 
 import sql
-from issuer.drain import hash_of
+from issuer.carry import hash_of
 from issuer.record import request_key
 from kernel.clock import business_day
 from kernel.ids import pack_voucher_id
@@ -170,10 +170,11 @@ async def _found_stock(connection: Connection, stock: Stock) -> None:
 
 
 async def _operate(connection: Connection) -> None:
-    """What operators did: a stock submitted and approved, its quantity raised, a round rolled over that left nothing."""
+    """What operators did: a stock submitted, approved and enlarged, and a round rolled over that left nothing."""
     await connection.execute(
         "INSERT INTO stock_move (stock_no, verb, from_state, to_state, moved_by, why, moved_at)"
-        " VALUES ($1, 'SUBMIT', 'DRAFT', 'AUDIT', 'Li Na', '', $2), ($1, 'APPROVE', 'AUDIT', 'SCHEDULED', 'Wang Wei', '', $2)",
+        " VALUES ($1, 'SUBMIT', 'DRAFT', 'AUDIT', 'Li Na', '', $2),"
+        " ($1, 'APPROVE', 'AUDIT', 'SCHEDULED', 'Wang Wei', '', $2)",
         MALL.stock_no,
         at(1, 1),
     )

@@ -25,8 +25,9 @@ from tests.integration.audit_world import DINING, MALL, SECOND, claim_no, person
 CODES = CodeBook({1: b"sixteen  bytes  "})
 
 CLAIMS = (
-    "SELECT partner_id, person, stock_id, out_request_no, voucher_id"
-    " FROM voucher JOIN stock USING (stock_no) JOIN partner USING (partner_no)"
+    "SELECT partner_id, person, coalesce(pack_id, stock_id) AS stock_id, out_request_no, voucher_id"
+    " FROM voucher v JOIN stock s USING (stock_no) JOIN partner p USING (partner_no)"
+    " LEFT JOIN pack k ON k.pack_no = v.pack_no"
 )
 USES = (
     "SELECT merchant_id, use_request_no, order_no, voucher_id, bill_fen, subsidy_fen"
