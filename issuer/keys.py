@@ -2,7 +2,7 @@
 a person's limits, the stock they claim from and the log of it live on one node. The scripts in issuer/lua
 make the same names."""
 
-CAP_BUCKETS = 65_536
+CAP_BUCKETS = 65_521
 """Small hashes of a campaign's face caps on each shard; claim.lua has the same number."""
 
 

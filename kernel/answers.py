@@ -20,7 +20,7 @@ from prometheus_client import Histogram
 
 from kernel.admission import Admission
 from kernel.clock import Clock, rfc3339
-from kernel.errors import Code, Refusal, Rejected, Unavailable, param_error
+from kernel.errors import Code, Refusal, Rejected, Retry, Unavailable, param_error
 from kernel.keyring import Keyring
 from kernel.signing import Caller
 
@@ -139,7 +139,7 @@ def make_problem(refusal: Refusal, clock: Clock, request_id: str | None = None) 
         status=code.http_status,
         code=code,
         detail=refusal.detail,
-        retry=code.retry,
+        retry=Retry.SAFE if refusal.retry_after_s is not None else code.retry,  # who is told when may come again
         server_time=rfc3339(clock.now()),
         rule=refusal.rule,
         pointer=refusal.pointer,

@@ -495,8 +495,8 @@ CREATE TRIGGER tell_of_stock AFTER UPDATE ON stock FOR EACH STATEMENT EXECUTE FU
 -- ---------------------------------------------------------------- functions to write
 
 -- Advisory locks, all of them: 4817 a bucket, 4818 the drain of a shard (and, as a single number, the cases of
--- anti-fraud), 4819 the settlement of a campaign, 4821 loading a campaign, 4822 publishing a round and
--- changing what is published of it.
+-- anti-fraud), 4819 the settlement of a campaign, 4820 the reconciliation of a campaign, 4821 loading a campaign, 4822 publishing
+-- a round and changing what is published of it, 4823 the search for request numbers that clash.
 --
 -- One writer a bucket at a time. Requests arrive in batches, so the wait is one group commit, and
 -- in return no two checkouts, refunds, expiries or day closes of a bucket ever overlap.

@@ -37,6 +37,7 @@ SETTINGS: Mapping[str, str] = {
     # People and request numbers live in small hashes: up to 512 fields stay a compact listpack.
     "hash-max-listpack-entries": "512",
     "hash-max-listpack-value": "256",
+    "set-max-intset-entries": "512",
     "stream-node-max-bytes": "8192",
     "stream-node-max-entries": "512",
     "maxclients": "2000",

@@ -85,7 +85,7 @@ def assert_problem(reply: Reply, code: Code, rule: str | None = None) -> None:
     problem = reply.json
     assert (problem["code"], problem.get("rule")) == (code, rule), problem
     assert problem["status"] == reply.status == code.http_status
-    assert problem["retry"] == code.retry
+    assert problem["retry"] == ("SAFE" if "retry_after_s" in problem else code.retry)
     assert problem["type"] == "urn:hanquan:problem:" + code.lower().replace("_", "-")
     assert problem["title"] and problem["detail"]
     assert datetime.fromisoformat(problem["server_time"]).tzinfo is not None

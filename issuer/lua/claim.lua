@@ -45,7 +45,7 @@ local call = redis.call
 local SHORT_SLOTS, SHORT = 128, 16777216  -- what one byte holds beside its first bit, and three bytes
 local LATER = byte('L')
 local GOLDEN = 2654435761  -- as in issuer/card.py
-local CAP_BUCKETS = 65536  -- alike in every round of a campaign
+local CAP_BUCKETS = 65521  -- alike in every round of a campaign
 local clock = call('TIME')
 local store_ms = clock[1] * 1000 + math.floor(clock[2] / 1000)
 

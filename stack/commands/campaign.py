@@ -116,6 +116,9 @@ def approve(campaign_id: str, /, *, by: Loader, data: Data = DEFAULT) -> None:
 
     approved = run(work())
     if approved is not None:
+        if not approved.stocks:
+            out.print(f"{approved.campaign_id}: every round is over; nothing is left to approve")
+            return
         out.print(
             f"{approved.campaign_id}: {approved.stocks} stocks are {approved.state}, {approved.moved} of them now"
         )
