@@ -14,6 +14,7 @@ from antifraud.worker import Worker
 from kernel.clock import open_clock
 from kernel.postgres import open_pool
 from kernel.settings import Settings
+from kernel.tasks import end
 from kernel.valkey import SOCKET_TIMEOUT_S, open_valkey
 from kernel.web import READY_CHECKS, new_app
 
@@ -35,9 +36,7 @@ async def make_app(settings: Settings) -> web.Application:
         log.info("antifraud_rules", rule_set=rules.name())
         tasks.append(asyncio.create_task(worker.run(), name="antifraud-worker"))
         yield
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*map(end, tasks))
         await blocking.aclose()
         await valkey.aclose()
         await pool.close()

@@ -2,10 +2,11 @@
 -- claim script when it is loaded, so that judging and granting are one atomic step.
 --
 -- Defines three functions and nothing else:
---   gate_check(tag, now_ms, person, device)  nil when the claim may go on, else one of
+--   gate_check(tag, now_ms, person, device, is_paid)  nil when the claim may go on, else one of
 --       'REQUEST_BLOCKED'    the worker has blocked this person, and the penalty has not expired
 --       'DEVICE_LIMIT'       as many people as make a household have already won on this device
---       'FREQUENCY_LIMITED'  the person's token bucket is empty
+--       'FREQUENCY_LIMITED'  the person's token bucket is empty; not looked at for a try that is_paid: one that was
+--                            asked a moment ago, and is asked again by us and not by the person
 --     Call it after replays are answered (a replay must never be refused) and before stock is touched.
 --   gate_tried(tag, now_ms, person)          takes a token; call once for each claim that passed and brought nothing.
 --     What was granted takes none: wins are bounded by the round's limits, and pace is for those who ask in vain.
@@ -137,14 +138,14 @@ do
         return full_at, key, epoch
     end
 
-    gate_check = function(tag, now_ms, person, device)
+    gate_check = function(tag, now_ms, person, device, is_paid)
         if is_blocked(tag, now_ms, person) then
             return 'REQUEST_BLOCKED'
         end
         if is_crowded(tag, person, device) then
             return 'DEVICE_LIMIT'
         end
-        if look(tag, now_ms, person) - now_ms > slack_ms then
+        if not is_paid and look(tag, now_ms, person) - now_ms > slack_ms then
             return 'FREQUENCY_LIMITED'
         end
         return nil

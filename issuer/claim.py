@@ -1,24 +1,24 @@
 """Claim a voucher: the use case behind POST /v1/claims and /v1/claims:batch."""
 
 import asyncio
-from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from antifraud.gate import ClaimSignal, SignalWriter
 from issuer import metrics
 from issuer.card import Card, card_of
-from issuer.catalogue import Catalogue, Offered, Round
-from issuer.moves import Fetched, Wanted
-from issuer.record import NO_DEVICE, Claim, claim_of, device_digest, pack_again, pack_claim
+from issuer.catalogue import Catalogue
+from issuer.record import NO_DEVICE, Claim, claim_of, device_digest
+from issuer.refill import Decider
 from issuer.soldout import SoldOut
 from issuer.stock import Denied, Granted, StockStore
-from issuer.words import SHARD_AWAY, SOLD_OUT, Told, Words
+from issuer.words import SOLD_OUT, Told, Words
 from kernel.batching import Coalescer
-from kernel.clock import Clock, to_ms
+from kernel.clock import Clock
 from kernel.codes import CodeBook
-from kernel.errors import Code, HanquanError, Overloaded, Refusal, StoreDown
+from kernel.errors import Code, HanquanError, Overloaded, Refusal
 from kernel.ids import RequestNo, Token
 from kernel.partitions import shard_of
 
@@ -30,8 +30,6 @@ QUEUE_MAX = 5_000
 DEADLINE_S = 5.0
 FLUSHES_MAX = 2
 """Calls under way on one shard: while the store writes one to disk, the next is on its way."""
-REFILLS_MAX = 50
-"""How often a call fetches units from other shards and asks again, before it says that it cannot tell."""
 
 
 class ClaimRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -73,6 +71,7 @@ class ClaimDesk:
     def catalogue(self, catalogue: Catalogue) -> None:
         if len(self._desks) != catalogue.shards:  # before there is a city, and never again
             self._shards = catalogue.shards
+            self._decider = Decider(self._store, self._clock, catalogue.shards)
             self._desks = [self._shard_desk(shard) for shard in range(catalogue.shards)]
         known = self._cards
         self._cards = {
@@ -161,67 +160,13 @@ class ClaimDesk:
         return self.words.answers(claims, outcomes)
 
     async def decide(self, shard: int, claims: Sequence[Claim]) -> list[Granted | Denied]:
-        """What the store says of claims of one shard; where it is dry, after it got what others have left."""
-        outcomes = await self._claim(shard, claims)
-        if self._shards == 1:
-            return outcomes
-        for _ in range(REFILLS_MAX):
-            dry = [at for at, outcome in enumerate(outcomes) if is_dry(outcome)]
-            if not dry:
-                return outcomes
-            try:
-                final = await self._refill(shard, [(claims[at].card, outcomes[at]) for at in dry])
-                again = [at for at, outcome in zip(dry, final, strict=True) if outcome is None]
-                told = await self._claim(shard, [claims[at] for at in again], pack_again) if again else []
-            except StoreDown:
-                break
-            for at, outcome in (*zip(dry, final, strict=True), *zip(again, told, strict=True)):
-                if outcome is not None:
-                    outcomes[at] = outcome
-        return [SHARD_AWAY if is_dry(outcome) else outcome for outcome in outcomes]
-
-    async def _claim(
-        self, shard: int, claims: Sequence[Claim], pack: Callable[[Claim], bytes] = pack_claim
-    ) -> list[Granted | Denied]:
-        return await metrics.timed(shard, self._store.claim(shard, claims, pack))
-
-    async def _refill(self, shard: int, dry: Sequence[tuple[Card, Granted | Denied]]) -> list[Denied | None]:
-        """For each claim that found its shard dry: None when there may be something now, else the refusal."""
-        times = Counter(card.offer.offer_id for card, _ in dry)
-        found: dict[str, Denied | None] = {}
-        for card, outcome in dry:
-            offer_id = card.offer.offer_id
-            if offer_id not in found:
-                found[offer_id] = await self._fetch(shard, card.offer, outcome, times[offer_id])
-        return [found[card.offer.offer_id] for card, _ in dry]
-
-    async def _fetch(self, shard: int, offer: Offered, outcome: Granted | Denied, times: int) -> Denied | None:
-        is_held = isinstance(outcome, Denied) and outcome.again_ms > 0
-        for part in offer.parts:
-            units = part.quantity * times
-            wanted = Wanted(offer.round.round_no, part.stock.stock_no, part.quantity, units, is_held)
-            fetched = await self._store.moves.fetch(wanted, shard, self._shards)
-            metrics.fetches.labels(fetched.value).inc()
-            if fetched is not Fetched.MOVED:
-                return Denied(Code.SOLD_OUT, "EVERYWHERE", next_release_ms(offer.round, self._clock.now_ms()))
-        return None
+        """What is decided of claims of one shard, in order."""
+        return await self._decider.decide(shard, claims)
 
     def _signal_refusals(self, claims: Sequence[Claim], outcomes: Sequence[Granted | Denied]) -> None:
         for claim, outcome in zip(claims, outcomes, strict=True):
             if isinstance(outcome, Denied) and outcome.code in _SIGNALLED:
                 self._signals.offer(claim_signal(claim, self._clock.now_ms(), outcome.rule or outcome.code))
-
-
-def is_dry(outcome: Granted | Denied) -> bool:
-    """Whether a shard had nothing, which says nothing of the others."""
-    return isinstance(outcome, Denied) and outcome.code is Code.SOLD_OUT and outcome.rule is None
-
-
-def next_release_ms(round_: Round, now_ms: int) -> int:
-    """Campaign time at which a round releases more; 0 when it does not."""
-    opens_ms = to_ms(round_.opens_at)
-    later = [opens_ms + after_s * 1000 for after_s, _ in round_.stages if opens_ms + after_s * 1000 > now_ms]
-    return min(later, default=0)
 
 
 def claim_signal(claim: Claim, at_ms: int, outcome: str) -> ClaimSignal:

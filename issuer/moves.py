@@ -5,8 +5,7 @@ on their way), take (they arrive at the other, once), given (the first shard for
 finishes what a dead worker left on the way. See issuer/lua/give.lua.
 """
 
-import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import Enum
 
 import msgspec
@@ -15,11 +14,15 @@ from redis.asyncio import Redis
 from issuer import keys
 from issuer.lua import lua
 from kernel.errors import StoreDown
-from kernel.scripts import ScriptRunner
+from kernel.scripts import ScriptRunner, read_replicated
 from kernel.valkey import guard
 
 LOOKS_MAX = 16
 """Looks at all shards for one fetch. Two in a row that agree end it; others claim and move meanwhile."""
+
+
+FENCE = 1_000_000
+"""Move numbers passed over when a shard is dealt its part again; more than it could have made meanwhile."""
 
 
 class Fetched(Enum):
@@ -86,6 +89,7 @@ class Moves:
 
     def __init__(self, valkey: Redis, replicas: int = 0) -> None:
         self._valkey = valkey
+        self._replicas = replicas
         self._give = ScriptRunner(valkey, lua("give.lua"), replicas=replicas)
         self._take = ScriptRunner(valkey, lua("take.lua"), replicas=replicas)
         self._given = ScriptRunner(valkey, lua("given.lua"), replicas=replicas)
@@ -107,12 +111,29 @@ class Moves:
 
     async def look(self, round_no: int, stock_no: int, shards: int) -> list[View]:
         """What each shard says. StoreDown when one does not hold the stock: nobody can say what it would have."""
-        return await asyncio.gather(*(self._look_at(round_no, stock_no, shard) for shard in range(shards)))
+        pipe = self._valkey.pipeline(transaction=False)
+        for shard in range(shards):
+            pipe.hgetall(keys.out_key(shard, round_no))
+            pipe.hmget(keys.stock_key(shard, stock_no), "left", "moved")
+        answers = await guard(pipe.execute())
+        views = list(zip(answers[::2], answers[1::2], strict=True))
+        for shard, (_, (left, _)) in enumerate(views):
+            if left is None:
+                raise StoreDown(f"shard {shard} does not hold the stock")
+        return [View(int(left), int(moved), tuple(sorted(out.items()))) for out, (left, moved) in views]
+
+    async def outs(self, round_no: int, shards: int) -> list[Mapping[bytes, bytes]]:
+        """By shard, what each remembers of the moves it made: the one on its way to another, and the last number."""
+        pipe = self._valkey.pipeline(transaction=False)
+        for shard in range(shards):
+            pipe.hgetall(keys.out_key(shard, round_no))
+        outs: list[Mapping[bytes, bytes]] = await guard(pipe.execute())
+        return outs
 
     async def on_the_way(self, round_no: int, shards: int) -> list[Move]:
         """Units of a round that left a shard and have not arrived."""
-        outs = await asyncio.gather(*(self._out(round_no, shard) for shard in range(shards)))
-        moves = [move for giver, out in enumerate(outs) for move in View(0, 0, out).moves(giver)]
+        outs = await self.outs(round_no, shards)
+        moves = [move for giver, out in enumerate(outs) for move in View(0, 0, tuple(out.items())).moves(giver)]
         return [move for move in moves if not await self._is_taken(round_no, move)]
 
     async def _is_taken(self, round_no: int, move: Move) -> bool:
@@ -120,12 +141,31 @@ class Moves:
         return int(last or 0) >= move.seq
 
     async def finish(self, round_no: int, move: Move) -> bool:
-        """Brings a move to its end, whoever began it; False when the taker does not hold the stock."""
+        """Brings a move to its end, whoever began it; False when the taker does not hold the stock, or the giver
+        knows nothing of the move: somebody else finished it, or a failover took it back."""
+        if self._replicas:
+            out = keys.out_key(move.giver, round_no), str(move.taker)
+            held = await read_replicated(self._valkey, keys.tag(move.giver), self._replicas, *out)
+            if held != move.text.encode():
+                return False
         args = [round_no, move.giver, move.seq, move.stock_no, move.units]
         if not await self._take(keys.tag(move.taker), args):
             return False
         await self._given(keys.tag(move.giver), [round_no, move.taker, move.text])
         return True
+
+    async def finish_all(self, round_no: int, shards: int) -> None:
+        """Finishes every move of a round that somebody left on its way."""
+        for move in await self.on_the_way(round_no, shards):
+            await self.finish(round_no, move)
+
+    async def fence(self, round_no: int, lost: int, shards: Sequence[int]) -> dict[int, int]:
+        """Makes sure that no unit which a lost shard gave can still arrive at these: it is dealt again. By shard, the
+        number from which the lost one's moves to it go on."""
+        pipe = self._valkey.pipeline(transaction=False)
+        for shard in shards:
+            pipe.hincrby(keys.in_key(shard, round_no), str(lost), FENCE)
+        return dict(zip(shards, await guard(pipe.execute()), strict=True))
 
     async def _arrived(self, wanted: Wanted, taker: int, views: Sequence[View]) -> bool:
         """Finishes what is on the way; whether some of it was for us."""
@@ -145,13 +185,3 @@ class Moves:
                 if await self.finish(wanted.round_no, move) and move.stock_no == wanted.stock_no:
                     return True
         return False
-
-    async def _look_at(self, round_no: int, stock_no: int, shard: int) -> View:
-        out = await self._out(round_no, shard)
-        row = await guard(self._valkey.hmget(keys.stock_key(shard, stock_no), "left", "moved"))
-        if row[0] is None:
-            raise StoreDown(f"shard {shard} does not hold the stock")
-        return View(int(row[0]), int(row[1]), out)
-
-    async def _out(self, round_no: int, shard: int) -> tuple[tuple[bytes, bytes], ...]:
-        return tuple(sorted((await guard(self._valkey.hgetall(keys.out_key(shard, round_no)))).items()))

@@ -4,18 +4,20 @@ from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 import sql
 from issuer.card import Card, card_of
 from issuer.catalogue import Catalogue, Round
+from issuer.moves import Move
 from issuer.record import NO_DEVICE, claim_of
 from issuer.stock import PublishedRound, Remembered, StockStore
 from kernel.clock import to_ms
 from kernel.errors import StoreDown
 from kernel.ids import SERIAL_MAX, pack_voucher_id, unpack_voucher_id
-from kernel.partitions import PARTITIONS
+from kernel.partitions import PARTITIONS, bucket_of
 from kernel.postgres import Connection
 
-PAGE = 5_000
 LOOKS_MAX = 50
 
 _queries = sql.load("issuer")
@@ -28,7 +30,7 @@ async def remember_wins(
     together. Answers the highest serial, and the vouchers by stock."""
     cards = _cards(catalogue, round_.round_no)
     serial, issued = 0, Counter[int]()
-    async for rows in _by_partition(conn, round_.round_no, shard, catalogue.shards):
+    async for rows in _by_partition(conn, catalogue, round_.round_no, shard):
         await store.remember(shard, round_, _wins(rows, cards))
         serial = max(serial, *(unpack_voucher_id(row["voucher_id"]).serial for row in rows))
         issued.update(row["stock_no"] for row in rows)
@@ -43,33 +45,54 @@ async def remember_faces(conn: Connection, store: StockStore, catalogue: Catalog
     await conn.execute(_queries["lock_publishing"], -campaign_no)  # rounds are above zero
     if await store.knows_faces(shard, campaign_no):
         return
-    rows = await conn.fetch(_queries["faces_of_campaign"], campaign_no, *partitions_of(shard, catalogue.shards))
-    for start in range(0, len(rows), PAGE):
-        faces = [(row["person"].bytes, row["face_fen"]) for row in rows[start : start + PAGE]]
-        await store.remember_faces(shard, campaign_no, faces)
+    for partition in range(*partitions_of(shard, catalogue.shards)):
+        bucket = bucket_of(partition, catalogue.buckets)
+        rows = await conn.fetch(_queries["faces_of_partition"], bucket, partition, campaign_no)
+        await store.remember_faces(shard, campaign_no, [(row["person"].bytes, row["face_fen"]) for row in rows])
     await store.mark_faces(shard, campaign_no)
 
 
-async def units_elsewhere(
-    store: StockStore, round_no: int, stock_nos: Sequence[int], shards: Sequence[int], all_shards: int
-) -> Mapping[int, int]:
-    """By stock: units that these shards hold or gave out, and units on their way. True at one time, because it is
-    read until two readings agree; StoreDown when they never do."""
+class Elsewhere(msgspec.Struct, frozen=True):
+    """What other shards hold of a round.
+
+    units   by stock: units that they hold or gave out, and units on their way between them
+    moves   by shard: the numbers that the lost shard goes on with (PublishedRound.moves)
+    """
+
+    units: Mapping[int, int]
+    moves: Mapping[int, tuple[int, int]]
+
+
+async def look_elsewhere(
+    store: StockStore, round_no: int, stock_nos: Sequence[int], lost: int, published: Sequence[int], shards: int
+) -> Elsewhere:
+    """What the shards that hold a round say of it, true at one time, because it is read until two readings agree;
+    StoreDown when they never do. Units on their way to or from a shard that lost the round are nowhere: they are
+    dealt again, and the numbers see to it that they never arrive."""
+    ins = await store.moves.fence(round_no, lost, published)
     before: tuple[Any, ...] | None = None
     for _ in range(LOOKS_MAX):
-        on_the_way = await store.moves.on_the_way(round_no, all_shards)
-        held = [await store.stocks(shard, stock_nos) for shard in shards]
+        outs = await store.moves.outs(round_no, shards)
+        moves = [
+            move for move in await store.moves.on_the_way(round_no, shards) if {move.giver, move.taker} <= {*published}
+        ]
+        held = [await store.stocks(shard, stock_nos) for shard in published]
         allotted = [{no: stock.allotted for no, stock in each.items()} for each in held]
-        if (allotted, on_the_way) == before:
-            units = Counter({no: 0 for no in stock_nos})
-            for each in allotted:
-                units.update(each)
-            units.update(Counter({move.stock_no: 0 for move in on_the_way}))
-            for move in on_the_way:
-                units[move.stock_no] += move.units
-            return units
-        before = (allotted, on_the_way)
+        if (allotted, moves, outs) == before:
+            numbers = {one: (int(outs[one].get(b"n:%d" % lost, 0)), ins[one]) for one in published}
+            return Elsewhere(_sum(allotted, moves), numbers)
+        before = (allotted, moves, outs)
     raise StoreDown("units of this round are on the move")
+
+
+def _sum(allotted: Sequence[Mapping[int, int]], moves: Sequence[Move]) -> Mapping[int, int]:
+    units: dict[int, int] = defaultdict(int)
+    for each in allotted:
+        for no, count in each.items():
+            units[no] += count
+    for move in moves:
+        units[move.stock_no] += move.units
+    return units
 
 
 def partitions_of(shard: int, shards: int) -> tuple[int, int]:
@@ -82,26 +105,13 @@ def ids_of(round_no: int) -> tuple[int, int]:
     return pack_voucher_id(round_no, 0, 1), pack_voucher_id(round_no, PARTITIONS - 1, SERIAL_MAX) + 1
 
 
-async def _by_partition(conn: Connection, round_no: int, shard: int, shards: int) -> AsyncIterator[list[Any]]:
-    first, end = partitions_of(shard, shards)
-    first_id, below = ids_of(round_no)
-    after, rows = first_id - 1, list[Any]()
-    while True:
-        page = await conn.fetch(_queries["vouchers_of_round"], after, below, PAGE, first, end)
-        for row in page:
-            if rows and unpack_voucher_id(row["voucher_id"]).partition != _partition(rows):
-                yield rows
-                rows = []
-            rows.append(row)
-        if len(page) < PAGE:
-            break
-        after = page[-1]["voucher_id"]
-    if rows:
-        yield rows
-
-
-def _partition(rows: Sequence[Any]) -> int:
-    return unpack_voucher_id(rows[0]["voucher_id"]).partition
+async def _by_partition(conn: Connection, catalogue: Catalogue, round_no: int, shard: int) -> AsyncIterator[list[Any]]:
+    for partition in range(*partitions_of(shard, catalogue.shards)):
+        first, last = pack_voucher_id(round_no, partition, 1), pack_voucher_id(round_no, partition, SERIAL_MAX)
+        bucket = bucket_of(partition, catalogue.buckets)
+        rows = await conn.fetch(_queries["vouchers_of_partition"], bucket, first, last)
+        if rows:
+            yield rows
 
 
 def _cards(catalogue: Catalogue, round_no: int) -> Mapping[tuple[int | None, int], Card]:

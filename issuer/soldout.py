@@ -5,11 +5,11 @@ lost an answer still finds the voucher.
 """
 
 import asyncio
-import contextlib
 from array import array
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 
 import msgspec
@@ -21,6 +21,7 @@ from issuer.record import request_key
 from kernel.ids import SERIAL_MAX, pack_voucher_id
 from kernel.partitions import PARTITIONS
 from kernel.postgres import ACQUIRE_TIMEOUT_S, Pool
+from kernel.tasks import running
 
 READ_WITHIN_S = 60.0
 
@@ -29,9 +30,11 @@ log = structlog.get_logger()
 
 
 class Winners(msgspec.Struct, frozen=True):
-    """The request keys that won an offer, eight bytes each, in order."""
+    """The request keys that won an offer, eight bytes each, in order; all there are as long as nothing is added to its
+    stocks: `of` is how much there was of each when they were read."""
 
     keys: "array[int]"
+    of: Sequence[tuple[int, int]]
 
     def may_hold(self, key: int) -> bool:
         """Whether a request won; one in 2**64 of others is taken for one that did."""
@@ -61,21 +64,18 @@ class SoldOut:
         """Forgets at once what there is again, or what closed, and wants to know the winners of what is sold out."""
         offers = (offer for offer in catalogue.offers.values() if offer.round.closes_at > now and is_sold_out(offer))
         self._wanted = {offer.offer_id: offer for offer in offers}
-        self._final = {offer_id: kept for offer_id, kept in self._final.items() if offer_id in self._wanted}
+        self._final = {
+            offer_id: kept
+            for offer_id, kept in self._final.items()
+            if offer_id in self._wanted and kept.of == stock_of(self._wanted[offer_id])
+        }
         if self._wanted.keys() != self._final.keys():
             self._seen.set()
 
-    @contextlib.asynccontextmanager
-    async def watching(self) -> AsyncIterator[None]:
+    def watching(self) -> AbstractAsyncContextManager[None]:
         """Reads winners while the context is open. On its own time: a round has millions of them, and until they are
         here the store is asked, which knows as well."""
-        task = asyncio.create_task(self._watch())
-        try:
-            yield
-        finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        return running(self._watch())
 
     async def _watch(self) -> None:
         while True:
@@ -94,37 +94,39 @@ class SoldOut:
                 rounds[offer.round.round_no].append(offer)
         for round_no, offers in rounds.items():
             winners = await self._winners(round_no, offers)
-            known = {offer.offer_id: winners[key_of(offer)] for offer in offers if self._is_still_so(offer)}
+            known = {
+                offer.offer_id: Winners(winners[key_of(offer)], stock_of(offer))
+                for offer in offers
+                if (now := self._wanted.get(offer.offer_id)) is not None and stock_of(now) == stock_of(offer)
+            }
             self._final = {**self._final, **known}
             log.info("sold_out", round_no=round_no, offers=sorted(known))
 
-    def _is_still_so(self, offer: Offered) -> bool:
-        """Whether nothing was added while the winners were read: who won it would be missing among them."""
-        now = self._wanted.get(offer.offer_id)
-        return now is not None and [part.stock.quantity for part in now.parts] == [
-            part.stock.quantity for part in offer.parts
-        ]
-
     async def _winners(
         self, round_no: int, offers: Sequence[Offered]
-    ) -> Mapping[tuple[int | None, int | None], Winners]:
+    ) -> Mapping[tuple[int | None, int | None], "array[int]"]:
         stock_nos = [offer.parts[0].stock.stock_no for offer in offers if offer.pack_no is None]
         pack_nos = [offer.pack_no for offer in offers if offer.pack_no is not None]
         first = pack_voucher_id(round_no, 0, 1)
         last = pack_voucher_id(round_no, PARTITIONS - 1, SERIAL_MAX)
         async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as conn:
             rows = await conn.fetch(_queries["winning_keys"], first, last, stock_nos, pack_nos, timeout=READ_WITHIN_S)
-        winners: dict[tuple[int | None, int | None], Winners] = defaultdict(lambda: Winners(array("q")))
+        winners: dict[tuple[int | None, int | None], array[int]] = defaultdict(lambda: array("q"))
         for row in rows:
             keys = array("q", row["keys"])
             keys.byteswap()
-            winners[row["stock_no"], row["pack_no"]] = Winners(keys)
+            winners[row["stock_no"], row["pack_no"]] = keys
         return winners
 
 
 def key_of(offer: Offered) -> tuple[int | None, int | None]:
     """Its stock, or its pack."""
     return (offer.parts[0].stock.stock_no, None) if offer.pack_no is None else (None, offer.pack_no)
+
+
+def stock_of(offer: Offered) -> Sequence[tuple[int, int]]:
+    """Quantity and last adjustment of its stocks."""
+    return [(part.stock.quantity, part.stock.adjust_no) for part in offer.parts]
 
 
 def is_sold_out(offer: Offered) -> bool:

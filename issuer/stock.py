@@ -97,6 +97,8 @@ class PublishedRound(msgspec.Struct, frozen=True, kw_only=True):
     fields: Mapping[str, int | str | bytes]
     serial: int = 0
     stocks: Mapping[int, StockOnShard] = {}
+    moves: Mapping[int, tuple[int, int]] = {}
+    """By other shard: the last move from it that counts as taken, and the last number of a move to it."""
 
 
 class Remembered(msgspec.Struct, frozen=True):
@@ -140,7 +142,14 @@ class StockStore:
             "hash_buckets": round_.hash_buckets,
             "serial": round_.serial,
         }
-        args: list[Any] = [round_.round_no, len(fields), *(x for pair in fields.items() for x in pair)]
+        args: list[Any] = [
+            round_.round_no,
+            len(fields),
+            len(round_.moves),
+            *(x for pair in fields.items() for x in pair),
+        ]
+        for other, numbers in round_.moves.items():
+            args += (other, *numbers)
         for no, stock in round_.stocks.items():
             args += (no, stock.left, stock.total, stock.moved, stock.state, stock.adjusted)
         return bool(await self._publish(keys.tag(shard), args))

@@ -147,25 +147,36 @@ class Coalescer(Generic[Item, Answer]):
         return chain.from_iterable(_late(queue, oldest) for queue in self._queues.values())
 
     def _take(self) -> "list[Waiting[Item]]":
+        """The next batch. Each caller whose turn it is puts in its share, and who has not used it up, because what is
+        next in its queue does not fit, has the first turn of the next one."""
         oldest = asyncio.get_running_loop().time() - self._deadline_s
         _fail(self._late_in_queues(oldest), Overloaded("waited too long for its turn"))
         batch: list[Waiting[Item]] = []
-        room = self._batch_max
-        while self._turns:
-            caller = self._turns[0]
-            queue = self._queues[caller]
+        room, passed_over = self._batch_max, deque[Hashable]()
+        while self._turns and room > 0:
+            caller = self._turns.popleft()
+            taken = self._take_share(caller, room, not batch, max(room // (len(self._turns) + 1), 1))
+            batch += taken
+            room -= sum(len(waiting.items) for waiting in taken)
+            if self._queues[caller]:
+                (self._turns if taken else passed_over).append(caller)
+        self._turns.extendleft(reversed(passed_over))
+        return batch
+
+    def _take_share(self, caller: Hashable, room: int, is_first: bool, share: int) -> "list[Waiting[Item]]":
+        """What a caller puts in on its turn: up to its share of the room, and at least one submission that fits."""
+        queue, taken = self._queues[caller], list[Waiting[Item]]()
+        while queue and share > 0:
             size = len(queue[0].items)
-            if size > room and batch:
+            if size > room and not (is_first and not taken):
                 break
             waiting = queue.popleft()
             self._depths[caller] -= size
-            self._turns.popleft()
-            if queue:
-                self._turns.append(caller)
             if not waiting.future.done():
-                batch.append(waiting)
+                taken.append(waiting)
                 room -= size
-        return batch
+                share -= size
+        return taken
 
     async def _flush_batch(self, batch: "Sequence[Waiting[Item]]") -> None:
         items = [item for waiting in batch for item in waiting.items]

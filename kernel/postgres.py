@@ -10,6 +10,7 @@ import asyncpg
 
 from kernel import pool_metrics
 from kernel.errors import StoreDown
+from kernel.tasks import running
 
 Answer = TypeVar("Answer")
 
@@ -101,13 +102,8 @@ async def within(deadline_s: float, work: Coroutine[None, None, Answer]) -> Answ
 async def listening(dsn: str, channel: str, heard: Callable[[], None]) -> AsyncIterator[None]:
     """Calls `heard` whenever somebody notifies a channel, while the context is open. A connection that breaks is
     opened again, and `heard` is called then, too: something may have been missed."""
-    task = asyncio.create_task(_listen(dsn, channel, heard))
-    try:
+    async with running(_listen(dsn, channel, heard)):
         yield
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
 
 
 async def _listen(dsn: str, channel: str, heard: Callable[[], None]) -> None:

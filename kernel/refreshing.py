@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import structlog
 from prometheus_client import Counter
 
+from kernel.tasks import running
+
 _failures = Counter("hanquan_refresh_failures", "Refreshes of something kept in memory that failed", ("what",))
 log = structlog.get_logger()
 
@@ -20,13 +22,8 @@ async def kept_fresh(
     The first refresh may raise; later ones that fail are logged, and what is in memory stays good.
     """
     await refresh()
-    task = asyncio.create_task(_keep_refreshing(what, refresh, every_s, wake or asyncio.Event()))
-    try:
+    async with running(_keep_refreshing(what, refresh, every_s, wake or asyncio.Event())):
         yield
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
 
 
 async def _keep_refreshing(
@@ -34,7 +31,8 @@ async def _keep_refreshing(
 ) -> None:
     while True:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(wake.wait(), every_s)
+            async with asyncio.timeout(every_s):
+                await wake.wait()
         wake.clear()
         try:
             await refresh()

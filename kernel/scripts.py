@@ -73,20 +73,33 @@ async def await_replicas(
     """
     if not replicas:
         return
+    found = await _read_fenced(client, tag, replicas, wait_ms, ("XRANGE", *entry, entry[1]) if entry else ())
+    if found == []:
+        raise StoreDown("another node took over, and does not hold what was read")
+
+
+async def read_replicated(client: Redis, tag: str, replicas: int, hash_key: str, field: str) -> bytes | None:
+    """A field of a hash under a tag, as `replicas` replicas hold it: who acts on it elsewhere acts on nothing that a
+    failover takes back. StoreDown when they do not acknowledge."""
+    found: bytes | None = await _read_fenced(client, tag, replicas, WAIT_MS, ("HGET", hash_key, field))
+    return found
+
+
+async def _read_fenced(client: Redis, tag: str, replicas: int, wait_ms: int, read: tuple[str, ...]) -> Any:
+    """What one command reads, once everything it can have seen is on the replicas."""
     try:
         pipe = (await _node_of(client, tag)).pipeline(transaction=False)
-        if entry is not None:
-            pipe.xrange(entry[0], entry[1], entry[1])
+        if read:
+            pipe.execute_command(*read)
         *found, written, acknowledged = await _fenced(pipe, tag, replicas, wait_ms)
-        _check([written, acknowledged], replicas)
+        _check([*found, written, acknowledged], replicas)
     except BaseException as error:
         if isinstance(client, Cluster):
             client.heard(error)
         if isinstance(error, RedisError):
             raise StoreDown(f"the claim store did not answer: {type(error).__name__}") from error
         raise
-    if found == [[]]:
-        raise StoreDown("another node took over, and does not hold what was read")
+    return found[0] if found else None
 
 
 async def _node_of(client: Redis, tag: str) -> Redis:

@@ -11,7 +11,7 @@
 --            6-13 person digest     34-49 person token       57-   a part: stock_no 4, quantity 1;
 --                                                                  then out_request_no
 --          way: 0 a claim; 1 a grant, and the gate is not asked; 2 a claim that was asked a moment ago, found the
---          shard dry, and is asked again: it has passed the gate, and must not be charged for pace twice
+--          shard dry, and is asked again: it is not charged for pace twice
 --          a device digest of eight zero bytes: no device was named
 --
 -- Answers one string a claim, in order:
@@ -210,8 +210,8 @@ local function claim(c)
 
     local person, device = sub(c, 6, 13), sub(c, 14, 21)
     if device == no_device then device = '' end
-    if way == 0 then
-        local refused = gate_check(tag, round.now_ms, person, device)
+    if way ~= 1 then
+        local refused = gate_check(tag, round.now_ms, person, device, way == 2)
         if refused then return refused end
     end
     local over = records and over_limit(round, slot, records)

@@ -24,7 +24,8 @@ if round[3] ~= '' then
         if tonumber(from_ms) <= after_ms then share_bp = tonumber(bp) end
     end
 end
-local free = tonumber(row[1]) - math.floor(row[2] * (10000 - share_bp) / 10000)
+local held = math.max(math.floor(row[2] * (10000 - share_bp) / 10000), 0)  -- an edit may leave less than was dealt
+local free = tonumber(row[1]) - held
 local units = math.max(math.ceil(free / 2), math.min(free, tonumber(ARGV[4])))
 if units <= 0 then return '' end
 redis.call('HINCRBY', key, 'left', -units)

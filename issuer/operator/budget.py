@@ -5,6 +5,7 @@ sold at this very moment; only what came back leaves the books. Every step is wr
 shard applies a number once, so whoever comes next ends what a crash left: an operator's next call, or the publisher.
 """
 
+import contextlib
 from datetime import datetime
 
 import msgspec
@@ -13,7 +14,7 @@ from issuer.operator.office import Office, no_such, published_alone, refused
 from issuer.operator.shards import apply_adjustments, held_by_shards, plan_of
 from issuer.operator.store import Outcome, PendingEdit, StockRow
 from issuer.stock import StockStore
-from kernel.errors import Code, Refusal, Unavailable
+from kernel.errors import Code, Refusal, StoreDown, Unavailable
 from kernel.postgres import Connection
 
 PASSES_MAX = 5
@@ -51,7 +52,9 @@ async def find(office: Office, stock_id: str) -> StockRow | Refusal:
 
 
 async def resume(office: Office, round_no: int) -> None:
-    """Ends what a crash left of earlier edits. The caller holds the lock of the round."""
+    """Ends what a crash left of earlier edits, and of moves between shards. The caller holds the lock of the round."""
+    with contextlib.suppress(StoreDown):  # a shard that is away, or was lost: its moves wait, and nothing else does
+        await office.store.moves.finish_all(round_no, office.shards)
     await apply_adjustments(office.conn, office.store, office.shards, round_no)
     for edit in await office.book.pending_edits(round_no):
         await take_back(office, edit)

@@ -57,9 +57,10 @@ SELECT EXISTS (SELECT FROM voucher WHERE voucher_id >= $1 AND voucher_id < $2);
 SELECT position FROM drain_position WHERE shard = $1;
 
 -- name: restart_drain
--- Lets the drain begin a shard's new log. 0-0 and 0 mean the same; the text must change, so that nobody who
--- read the old position can move it.
-UPDATE drain_position SET position = CASE position WHEN '0-0' THEN '0' ELSE '0-0' END WHERE shard = $1 AND position = $2;
+-- Lets the drain begin a shard's new log, if its position is still $2. 0 and any sequence number mean the start; the
+-- text is one that never was, so that nobody who read an old position can move it.
+UPDATE drain_position SET position = '0-' || (extract(epoch FROM clock_timestamp()) * 1000000)::bigint
+ WHERE shard = $1 AND position = $2 RETURNING shard;
 
 -- name: lock_publishing
 -- One worker at a time brings a round into Valkey.
@@ -91,18 +92,19 @@ SELECT v.voucher_id, v.stock_no, v.pack_no, v.claimed_at, v.out_request_no, use.
         WHERE r.bucket = v.bucket AND r.voucher_id = v.voucher_id ORDER BY r.attempt DESC LIMIT 1) use ON true
  WHERE v.bucket = $1 AND v.voucher_id = $2;
 
--- name: vouchers_of_round
--- All vouchers of a round that a shard holds (partitions $4 to below $5), to rebuild its limits in Valkey; by pages.
+-- name: vouchers_of_partition
+-- All vouchers of a round and a partition ($2 to $3, bucket $1), to rebuild in Valkey what its people won.
 SELECT v.voucher_id, v.stock_no, v.pack_no, v.claimed_at, v.person, v.out_request_no
-  FROM voucher v
- WHERE v.voucher_id > $1 AND v.voucher_id < $2 AND (v.voucher_id >> 28) & 1023 >= $4 AND (v.voucher_id >> 28) & 1023 < $5
- ORDER BY v.voucher_id LIMIT $3;
+  FROM voucher v WHERE v.bucket = $1 AND v.voucher_id BETWEEN $2 AND $3 ORDER BY v.voucher_id;
 
--- name: faces_of_campaign
--- Face of all vouchers that each person of a shard (partitions $2 to below $3) claimed in a campaign ($1).
+-- name: faces_of_partition
+-- Face of all vouchers that each person of a partition ($2, bucket $1) claimed in a campaign ($3).
 SELECT v.person, sum(s.face_value_fen)::bigint AS face_fen
-  FROM voucher v JOIN stock s USING (stock_no) JOIN round d USING (round_no)
- WHERE d.campaign_no = $1 AND (v.voucher_id >> 28) & 1023 >= $2 AND (v.voucher_id >> 28) & 1023 < $3
+  FROM round d
+  JOIN voucher v ON v.bucket = $1 AND v.voucher_id >= (d.round_no::bigint << 38) + ($2::bigint << 28)
+                                  AND v.voucher_id < (d.round_no::bigint << 38) + (($2::bigint + 1) << 28)
+  JOIN stock s ON s.stock_no = v.stock_no
+ WHERE d.campaign_no = $3
  GROUP BY v.person;
 
 -- name: issued_on_shards

@@ -13,6 +13,7 @@ import pytest
 
 from antifraud.gate import GateLimits
 from issuer.moves import Fetched, Move, Moves, Wanted
+from issuer.refill import UNSEEN_S
 from issuer.stock import StockStore
 from kernel.errors import Code
 from kernel.partitions import partition_of, shard_of
@@ -130,6 +131,7 @@ async def test_a_shard_that_cannot_be_seen_is_not_called_sold_out(city: City) ->
     assert replies[-1].code == Code.SYSTEM_BUSY
     assert "Retry-After" in replies[-1].headers
     await valkey.rename("{s5}:away", "{s5}:stock:1")
+    await asyncio.sleep(UNSEEN_S)
     again = [await city.claim("rush", who) for who in people]
     assert again[-1].code == Code.SOLD_OUT
     assert await left_of(city) == 0

@@ -185,6 +185,8 @@ async def test_a_blocked_person_is_refused_until_the_block_ends(city: City) -> N
 
 
 async def test_who_tries_too_often_waits_and_is_served_again(city: City) -> None:
+    for number in range(FEW):  # whatever other tests left of it
+        await city.claim("few_left", person(260 + number))
     replies = [await city.claim("few_left", person(26)) for _ in range(8)]
     assert [reply.code for reply in replies[:5]] == [Code.SOLD_OUT] * 5
     for reply in replies[5:]:
