@@ -153,9 +153,10 @@ class Coalescer(Generic[Item, Answer]):
         _fail(self._late_in_queues(oldest), Overloaded("waited too long for its turn"))
         batch: list[Waiting[Item]] = []
         room, passed_over = self._batch_max, deque[Hashable]()
+        share = max(room // max(len(self._turns), 1), 1)
         while self._turns and room > 0:
             caller = self._turns.popleft()
-            taken = self._take_share(caller, room, not batch, max(room // (len(self._turns) + 1), 1))
+            taken = self._take_share(caller, room, not batch, share)
             batch += taken
             room -= sum(len(waiting.items) for waiting in taken)
             if self._queues[caller]:

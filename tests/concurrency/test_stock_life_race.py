@@ -11,6 +11,7 @@ import pytest
 from issuer.operator.budget import Edited, edit_budget
 from issuer.operator.life import Moved, move_stock
 from issuer.operator.store import Verb
+from kernel.tasks import end
 from tests import stores
 from tests.city import City, open_city
 from tests.city_plan import NOON, a_campaign, a_round, a_stock, person
@@ -102,7 +103,7 @@ async def race(city: City, alter: Alter) -> tuple[int, int, int]:
         stop.set()
         won = sum([await one for one in hammers])
         for task in beside:
-            task.cancel()
+            await end(task)
     await drain_all(city)
     (row,) = await city.database.pool.fetch("SELECT stock_issued_of(stock_no) AS issued, quantity FROM stock")
     return won, row["issued"], row["quantity"]
