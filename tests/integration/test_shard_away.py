@@ -9,7 +9,7 @@ import pytest
 
 from antifraud.gate import GateLimits
 from issuer import keys
-from issuer.moves import Fetched, Moves, Wanted
+from issuer.moves import Fetched, Move, Moves, Wanted
 from issuer.stock import PublishedRound, StockOnShard, StockStore
 from kernel import scripts
 from kernel.errors import Code, StoreDown
@@ -96,6 +96,26 @@ async def test_claims_of_open_stocks_go_on_at_their_pace_while_a_shard_hangs(
         assert took_s < 2.5
 
 
+# ---------------------------------------------------------------- what a shard gives
+
+
+async def test_a_shard_gives_no_more_than_it_has(valkey: stores.Valkey) -> None:
+    """With stages, a part of what a shard was dealt is held back. What it was dealt can be less than nothing: moved in
+    and then taken back by an edit. The part of it that is held back is nothing then, and not less."""
+    store = StockStore(valkey.client, GateLimits())
+    now_ms = (await valkey.client.time())[0] * 1000
+    stocks = {1: StockOnShard(left=10, total=-40, moved=50)}
+    fields: dict[str, int | str | bytes] = {"offset_ms": 0, "stages": "0:5000,86400000:10000"}
+    round_ = PublishedRound(round_no=1, opens_ms=now_ms - 1000, hash_buckets=1, fields=fields, stocks=stocks)
+    assert await store.publish(0, round_)
+    given = 0
+    for taker in range(1, 4):
+        answer: bytes = await Moves(valkey.client)._give(keys.tag(0), [1, 1, taker, 50])
+        given += Move(0, taker, answer.decode()).units if answer else 0
+    assert given == 10
+    assert (await store.stocks(0, [1]))[1].left == 0
+
+
 # ---------------------------------------------------------------- a failover between give and take
 
 
@@ -105,14 +125,14 @@ async def left_in_all(valkey: stores.Valkey) -> int:
     return sum([(await store.stocks(shard, [1]))[1].left for shard in range(SHARDS)])
 
 
-async def unreplicated(valkey: stores.Valkey, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+async def unreplicated(valkey: stores.Valkey, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes | None]:
     """Shard 0 gives five units to shard 1, and its only replica, which is cut off, never hears of it. What that
     replica holds: a Valkey without a replica stands for both of them."""
     monkeypatch.setattr(scripts, "WAIT_MS", 50)
     store = StockStore(valkey.client, GateLimits())
     now_ms = (await valkey.client.time())[0] * 1000
     for shard, left in enumerate((QUANTITY, 0)):
-        fields = {"offset_ms": 0, "stages": ""}
+        fields: dict[str, int | str | bytes] = {"offset_ms": 0, "stages": ""}
         stocks = {1: StockOnShard(left=left, total=left)}
         round_ = PublishedRound(round_no=1, opens_ms=now_ms, hash_buckets=1, fields=fields, stocks=stocks)
         assert await store.publish(shard, round_)
@@ -124,10 +144,11 @@ async def unreplicated(valkey: stores.Valkey, monkeypatch: pytest.MonkeyPatch) -
     return held
 
 
-async def failed_over(valkey: stores.Valkey, held: dict[str, bytes]) -> None:
+async def failed_over(valkey: stores.Valkey, held: dict[str, bytes | None]) -> None:
     """The replica takes over shard 0."""
     await valkey.client.delete(keys.out_key(0, 1))
     for key, value in held.items():
+        assert value is not None
         await valkey.client.restore(key, 0, value, replace=True)
 
 
