@@ -30,15 +30,9 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 SHARDS = 6
 PART = 10
 HOUSEHOLD = GateLimits().device_household
-CITY = a_campaign(
-    "dry",
-    a_round(
-        "noon",
-        NOON,
-        *(a_stock(name, quantity=PART * SHARDS) for name in ("open", "dry")),
-        a_stock("none", quantity=SHARDS),
-    ),
-)
+OPEN, DRY, NONE = "open_stock", "dry_stock", "none_stock"
+STOCKS = [a_stock(OPEN, quantity=PART * SHARDS), a_stock(DRY, quantity=PART * SHARDS), a_stock(NONE, quantity=SHARDS)]
+CITY = a_campaign("dry", a_round("noon", NOON, *STOCKS))
 LIFE = a_campaign("life", *a_life(), limit=9)
 
 
@@ -70,14 +64,14 @@ async def claim_together(
 # ---------------------------------------------------------------- the gate
 
 
-@pytest.mark.parametrize(("stock_id", "start"), [("open", 10_000), ("dry", 20_000)])
+@pytest.mark.parametrize(("stock_id", "start"), [(OPEN, 10_000), (DRY, 20_000)])
 async def test_a_device_wins_for_one_household_also_where_the_shard_is_dry(
     city: City, stock_id: str, start: int
 ) -> None:
     """All claims of one call pass the gate before any of them wins. Those that find the shard dry are asked again
     once units have come, and the device must be looked at again then; and so it is in the calls after that."""
-    if stock_id == "dry":
-        assert await claim_together(city, "dry", people_of(3, PART, 0)) == {None: PART}
+    if stock_id == DRY:
+        assert await claim_together(city, DRY, people_of(3, PART, 0)) == {None: PART}
     device = f"{start:032x}"
     told = await claim_together(city, stock_id, people_of(3, 15, start), device)
     assert told == {None: HOUSEHOLD, "DEVICE_LIMIT": 15 - HOUSEHOLD}
@@ -95,7 +89,7 @@ async def test_all_shards_look_for_units_at_once_on_one_workers_connections(city
     fewer connections than a worker has, and nobody is told that the store failed."""
     desk: ClaimDesk = city.apps[city.issuer][DESK]
     crowd = [person(number) for number in range(30_000, 30_200)]
-    told = await asyncio.gather(*(city.claim("none", who) for who in crowd))
+    told = await asyncio.gather(*(city.claim(NONE, who) for who in crowd))
     assert Counter(reply.code for reply in told) == {None: SHARDS, Code.SOLD_OUT: len(crowd) - SHARDS}
     moves = desk._store.moves
     looks = [moves.fetch(Wanted(1, 3, 1, 1), shard, SHARDS) for shard in range(SHARDS) for _ in range(FLUSHES_MAX)]
@@ -105,12 +99,12 @@ async def test_all_shards_look_for_units_at_once_on_one_workers_connections(city
 # ---------------------------------------------------------------- left on its way; the last tests: time goes on
 
 
-async def stranded(city: City, stock_id: str, units: int) -> int:
-    """Units of a stock on their way between two shards; whoever wanted them died. Its number."""
+async def stranded(city: City, stock_id: str, taker: int, units: int) -> int:
+    """Units of a stock on their way between two shards; whoever wanted them died. The number of its round."""
     stock_no: int = await city.fetchval("SELECT stock_no FROM stock WHERE stock_id = $1", stock_id)
     round_no: int = await city.fetchval("SELECT round_no FROM stock WHERE stock_id = $1", stock_id)
-    answer: bytes = await Moves(city.valkey.client)._give(keys.tag(0), [round_no, stock_no, 3, units])
-    assert Move(0, 3, answer.decode()).units >= units
+    answer: bytes = await Moves(city.valkey.client)._give(keys.tag(0), [round_no, stock_no, taker, units])
+    assert Move(0, taker, answer.decode()).units >= units
     return round_no
 
 
@@ -119,7 +113,7 @@ async def test_a_budget_edit_finds_units_that_were_left_on_their_way(
 ) -> None:
     """All that nobody won can be taken back, wherever it is."""
     monkeypatch.setattr(Publisher, "refresh", _nothing)
-    await stranded(city, "life_r1_mall", 3)
+    await stranded(city, "life_r1_mall", 3, 3)
     async with office(city) as desk:
         edited = await edit_budget(desk, "life_r1_mall", 40, 0, "none of it")
     assert edited == Edited(stock_id="life_r1_mall", quantity=0, replayed=False)
@@ -127,7 +121,7 @@ async def test_a_budget_edit_finds_units_that_were_left_on_their_way(
 
 async def test_the_publisher_finishes_what_was_left_on_its_way(city: City, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Publisher, "refresh", _nothing)
-    round_no = await stranded(city, "life_r1_alipay", 1)
+    round_no = await stranded(city, "life_r1_alipay", 4, 1)
     async with office(city) as desk:
         await keep_up(desk.conn, desk.store, SHARDS, round_no, desk.now)
         assert await desk.store.moves.on_the_way(round_no, SHARDS) == []
@@ -141,7 +135,7 @@ async def test_a_round_rolls_over_with_units_that_were_left_on_their_way(
     monkeypatch.setattr(life, "DRAIN_WAIT_S", 0.2)
     assert (await city.claim("life_r1_dining", person(1))).status == 200
     await drain_all(city)
-    await stranded(city, "life_r1_dining", 5)
+    await stranded(city, "life_r1_dining", 5, 5)
     city.clock.move_to(NOON + timedelta(hours=9))
     async with office(city) as desk:
         rolled = await roll_over(desk, "life", "r1", "r2", "the week is over")
