@@ -8,7 +8,7 @@ from issuer.record import pack_slots
 from issuer.stock import PublishedRound, StockOnShard
 from kernel.clock import to_ms
 
-HASH_ENTRIES = 64
+HASH_ENTRIES = 80
 """How full a small hash of a round gets; well below Valkey's listpack limit, so that an entry costs its bytes."""
 SERIAL_GAP = 1 << 20
 """Serials passed over when a round is published late or again: numbers of wins that were lost before the drain saw
