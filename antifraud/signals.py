@@ -20,6 +20,8 @@ from prometheus_client import Counter
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from kernel.tasks import end
+
 STREAM = "af:signal"
 
 Token = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
@@ -146,8 +148,7 @@ class SignalWriter:
         self._full.set()
         if self._task is not None:
             await asyncio.wait([self._task], timeout=self.STOP_S)
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await end(self._task)
         self._drop(len(self._queue))
         self._queue.clear()
 

@@ -76,6 +76,8 @@ QUIET_S = 0.5
 """Once the listener is closed: a connection without a byte for so long has nothing to say."""
 STOP_S = 10.0
 """How long requests under way may take to end."""
+CLEANUP_S = 15.0
+"""How long all that a service opened may take to close; what is open then is let go."""
 NO_LIMIT = {"/healthz", "/readyz", "/metrics"}
 """These are answered however much is under way: that is when an operator looks."""
 
@@ -257,17 +259,19 @@ async def serving(
     """Listens while the context is open; yields the ports, in order (0 asks for a free one).
 
     At the end the listeners close, every request under way is answered, and every connection that spoke within
-    `quiet_s` gets a last answer if it asks again.
+    `quiet_s` gets a last answer if it asks again. A clean-up that hangs (asyncpg waits for ever for a connection
+    that nobody gives back) is given up after CLEANUP_S.
     """
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=STOP_S)
     await runner.setup()
     server, guests, loop = runner.server, Guests(connections_max), asyncio.get_running_loop()
     assert server is not None
+    listeners: list[asyncio.Server] = []
     try:
-        listeners = [
-            await loop.create_server(lambda: Door(app, server, guests), host, port, reuse_port=True, backlog=4096)
-            for port in ports
-        ]
+        for port in ports:
+            listeners.append(
+                await loop.create_server(lambda: Door(app, server, guests), host, port, reuse_port=True, backlog=4096)
+            )
         with guests.swept():
             yield [listener.sockets[0].getsockname()[1] for listener in listeners]
             app[STOPPING].set()
@@ -276,7 +280,17 @@ async def serving(
             app[LEAVING].set()
             await guests.are_served(quiet_s, STOP_S)
     finally:
-        await runner.cleanup()
+        for listener in listeners:
+            listener.close()
+        await _clean_up(runner)
+
+
+async def _clean_up(runner: web.AppRunner) -> None:
+    try:
+        async with asyncio.timeout(STOP_S + CLEANUP_S):
+            await runner.cleanup()
+    except TimeoutError:
+        log.error("cleanup_given_up", after_s=STOP_S + CLEANUP_S)
 
 
 def run_service(name: str, make_app: Callable[[Settings], Awaitable[web.Application]]) -> None:

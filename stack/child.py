@@ -15,6 +15,8 @@ from time import monotonic
 from stack.errors import StackError
 
 POLL_S = 0.01
+RUN_ONCE_WITHIN_S = 300.0
+"""A short program that takes longer hangs."""
 
 _LAUNCHER = Path(__file__).with_name("unprivileged.py")
 
@@ -126,22 +128,25 @@ def launched(argv: tuple[str, ...], rights: str = "self", death_signal: signal.S
 
 
 async def run_once(argv: tuple[str, ...], *, rights: str = "self", env: Mapping[str, str], folder: Path) -> str:
-    """Run a short program to its end. Returns its output; raises StackError if it fails."""
+    """Run a short program to its end. Returns its output; raises StackError if it fails or hangs."""
     # A short program needs no death signal, so a thread may start it.
-    done = await asyncio.to_thread(
-        partial(
-            subprocess.run,
-            launched(argv, rights),
-            env=dict(env),
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            encoding="utf-8",
-            errors="replace",
-            check=False,
-        )
+    work = partial(
+        subprocess.run,
+        launched(argv, rights),
+        env=dict(env),
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+        check=False,
+        timeout=RUN_ONCE_WITHIN_S,
     )
+    try:
+        done = await asyncio.to_thread(work)
+    except subprocess.TimeoutExpired as error:
+        raise StackError(f"{Path(argv[0]).name} did not end in {RUN_ONCE_WITHIN_S:g} s") from error
     output: str = done.stdout.strip()
     if done.returncode != 0:
         last = " | ".join(output.splitlines()[-3:])

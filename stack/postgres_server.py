@@ -158,6 +158,7 @@ class PostgresServer:
     async def _answers(self) -> bool:
         try:
             connection = await asyncpg.connect(self.dsn(), timeout=5)
+            await connection.close(timeout=5)
         except (
             OSError,
             TimeoutError,
@@ -165,7 +166,6 @@ class PostgresServer:
             asyncpg.CannotConnectNowError,
         ):
             return False
-        await connection.close()
         return True
 
 

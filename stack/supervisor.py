@@ -2,9 +2,9 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from time import monotonic
 
+from kernel.tasks import end
 from stack.child import Child, Program
 from stack.errors import StackError
 
@@ -60,9 +60,7 @@ class Supervisor:
     async def _stop_one(self, name: str) -> None:
         keeper = self._keepers.pop(name, None)
         if keeper is not None:
-            keeper.cancel()
-            with suppress(asyncio.CancelledError):
-                await keeper
+            await end(keeper)
         # Only now: the keeper may just have started another child.
         await self._children.pop(name).stop()
 

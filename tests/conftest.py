@@ -6,7 +6,17 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from kernel.slow_clients import raise_file_limit
 from tests import stores
+
+pytest_plugins = ["tests.watchdog"]
+
+FILES = 8_000
+
+
+def pytest_configure() -> None:
+    """Some tests hold both ends of many connections."""
+    raise_file_limit(FILES)
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

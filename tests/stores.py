@@ -104,7 +104,7 @@ class ValkeyNodes(Valkey):
                 return other
         raise AssertionError(f"nobody follows node {node}")
 
-    async def taken_over(self, key: str, victim: int, within_s: float = 10.0) -> None:
+    async def taken_over(self, key: str, victim: int, within_s: float = 60.0) -> None:
         """Wait until another node serves a key."""
         async with asyncio.timeout(within_s):
             while await self.owner(key) == victim:

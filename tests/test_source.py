@@ -19,6 +19,6 @@ def test_ruff_finds_nothing() -> None:
     check("ruff", "check", "--quiet", ".")
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(400)
 def test_mypy_finds_nothing() -> None:
     check("mypy", "--no-error-summary", ".")

@@ -16,6 +16,7 @@ from kernel.clock import Clock
 from kernel.codes import CodeBook
 from kernel.errors import Unavailable
 from kernel.refreshing import kept_fresh
+from kernel.tasks import running
 
 REFRESH_EVERY_S = 1.0
 """A subscription that begins, changes or ends is followed after at most this long, and what is under way."""
@@ -42,14 +43,13 @@ class Sender:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Sends while the block lasts; at its end what is under way is finished and nothing new is begun."""
-        unfolding = asyncio.create_task(self._unfold())
         try:
-            async with kept_fresh("callback subscriptions", self.refresh, REFRESH_EVERY_S):
+            async with (
+                running(self._unfold()),
+                kept_fresh("callback subscriptions", self.refresh, REFRESH_EVERY_S),
+            ):
                 yield
         finally:
-            unfolding.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await unfolding
             await self._follow({})
 
     async def refresh(self) -> None:

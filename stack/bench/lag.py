@@ -15,6 +15,7 @@ import msgspec
 
 import sql
 from kernel.clock import SystemClock
+from kernel.tasks import running
 from stack.bench.schedule import rank
 from stack.bench.world import World
 
@@ -49,12 +50,8 @@ def lag_of(moves: Sequence[Move]) -> Lag:
 async def watching(world: World) -> AsyncIterator[list[Move]]:
     """The moves of the drain's position inside the block, filled in as they are seen."""
     moves: list[Move] = []
-    task = asyncio.create_task(_watch(world, moves))
-    try:
+    async with running(_watch(world, moves)):
         yield moves
-    finally:
-        task.cancel()
-        await asyncio.wait([task])
 
 
 async def _watch(world: World, moves: list[Move]) -> None:

@@ -81,7 +81,7 @@ async def storm(world: World) -> list[str]:
     receiver.answer = sometimes
     count = await lives(world, 20)
     async with world.sending(), world.sending():
-        deadline = monotonic() + 20
+        deadline = monotonic() + 60
         while await world.waiting():
             assert monotonic() < deadline
             assert isinstance(world.clock, ManualClock)
@@ -134,11 +134,11 @@ async def test_a_partner_that_hangs_does_not_slow_another(world: World, monkeypa
     started = monotonic()
     async with world.sending():
         await eventually(lambda: len(quick.taken) == 100)
-        assert monotonic() - started < 2, "within one deadline of the other's"
+        assert monotonic() - started < 10, "one behind the other, sixteen at a time, they would take 7 deadlines"
         await eventually(lambda: hangs.calls)
         assert not hangs.taken
         await asyncio.sleep(max(0.0, 2.3 - (monotonic() - started)))
-        assert len(hangs.calls) <= 16 + 2, "while it fails it gets one at a time"
+        assert len(hangs.calls) <= 16 + 2 + (monotonic() - started) / 2, "while it fails it gets one at a time"
         hanging.set()
         await eventually(lambda: len(hangs.taken) > 50)
 

@@ -30,12 +30,12 @@ from tests.city_plan import NOON, a_campaign, a_round, a_stock, person
 CITIZENS = 900
 CLIENTS = 24
 KILL_AFTER = 200
-PATIENCE_S = 40.0
+PATIENCE_S = 90.0
 ROLE = "hanquan_issuer"
 CITY = a_campaign("split", a_round("noon", NOON, a_stock("split", quantity=3 * CITIZENS)))
 CAREFUL, CARELESS = {"HANQUAN_VALKEY_REPLICAS": "1"}, {"HANQUAN_VALKEY_REPLICAS": "0"}
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(240)]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -134,7 +134,7 @@ async def test_the_drain_is_killed_again_and_again(
 
 
 async def _until_more_is_drained(city: City, drained: list[int]) -> None:
-    for _ in range(400):
+    for _ in range(3_000):
         count = await city.fetchval("SELECT count(*) FROM transfer WHERE kind = 'ISSUE'")
         if count > drained[-1]:
             drained.append(count)
@@ -233,11 +233,11 @@ async def test_postgresql_stands_still(cluster: stores.Cluster, tmp_path_factory
                     )
                 assert len(log.won) > 20, "claims went on"
                 assert not log.unknown
-                assert log.slowest_s < 2
+                assert log.slowest_s < 5
             for reply, waited_s in replies:
                 assert reply.code == Code.SYSTEM_BUSY
                 assert reply.headers["Retry-After"] == "1"
-                assert waited_s < DEADLINE_S * 1.1 + 1
+                assert waited_s < DEADLINE_S * 1.1 + 5
             again = await _till(city, code, 0)
             assert again.status == 200, again
             assert await city.fetchval("SELECT count(*) FROM redemption") == 1
@@ -261,7 +261,7 @@ async def _late(asking: Awaitable[Reply], turn: int = 0) -> tuple[Reply, float]:
 
 
 async def _until_the_log_is_empty(city: City) -> None:
-    for _ in range(400):
+    for _ in range(1_200):
         if await city.valkey.client.xlen(STREAM) == 0:
             return
         await asyncio.sleep(0.05)

@@ -46,7 +46,7 @@ async def test_the_neighbour_goes_on(cluster: stores.Cluster, tmp_path_factory: 
         assert set(here.outcomes) <= {"GRANTED", "USER_ALREADY_CLAIMED", "FREQUENCY_LIMITED"}, (
             "the neighbour was harmed"
         )
-        assert here.slowest_s < 2
+        assert here.slowest_s < 5
         assert there.outcomes["GRANTED"] and there.outcomes["UNKNOWN"]
         there.addresses = here.addresses  # a proxy would send them there
         await there.resolve()

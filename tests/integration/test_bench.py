@@ -18,7 +18,7 @@ from stack.bench.world import World, open_world
 from stack.errors import StackError
 from tests import stores
 
-pytestmark = [pytest.mark.timeout(120), pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.timeout(240), pytest.mark.asyncio(loop_scope="module")]
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
 STALL_FROM_S, STALL_S = 0.2, 0.3

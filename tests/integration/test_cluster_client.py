@@ -24,7 +24,7 @@ from tests import stores
 
 NOTE = "redis.call('HSET', KEYS[1] .. ':note', ARGV[1], ARGV[2]) return ARGV[2]"
 READ = "return redis.call('HGET', KEYS[1] .. ':note', ARGV[1])"
-RECOVERY_S = 10.0
+RECOVERY_S = 30.0
 
 Ask = Callable[[str], Awaitable[Any]]
 pytestmark = pytest.mark.asyncio(loop_scope="module")

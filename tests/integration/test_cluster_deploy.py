@@ -113,7 +113,7 @@ async def test_the_proxy_passes_on_what_was_signed_and_loses_a_worker_without_a_
 
 async def found(url: str, http: aiohttp.ClientSession) -> None:
     """Waits until the proxy listens."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while True:
             with suppress(aiohttp.ClientError):
                 async with http.get(f"{url}/v1/") as answer:

@@ -16,6 +16,7 @@ from kernel.errors import Broken
 from kernel.ids import unpack_voucher_id
 from kernel.partitions import bucket_of, partition_of, shard_of
 from kernel.postgres import Connection
+from kernel.tasks import running
 from tests import stores
 from tests.city import City, open_city, unchanged
 from tests.city_plan import NOON, a_campaign, a_round, a_stock, person
@@ -40,6 +41,13 @@ async def written(city: City) -> dict[str, str]:
     """Vouchers in PostgreSQL: code by person."""
     rows = await city.database.pool.fetch("SELECT voucher_id, replace(person::text, '-', '') AS person FROM voucher")
     return {row["person"]: city.codes.encode(row["voucher_id"]) for row in rows}
+
+
+async def until_written(city: City, count: int) -> None:
+    """Waits until so many vouchers are in PostgreSQL."""
+    async with asyncio.timeout(30):
+        while len(await written(city)) < count:
+            await asyncio.sleep(0.05)
 
 
 async def assert_booked(city: City) -> None:
@@ -115,20 +123,17 @@ async def test_a_long_log_is_drained_by_chunks(city: City) -> None:
 
 
 async def test_one_drain_leads_and_another_takes_over_when_it_goes(city: City) -> None:
-    first, second = [asyncio.create_task((await city.new_drain()).run()) for _ in range(2)]
-    await asyncio.sleep(0.1)
     leaders = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid = 4818 AND granted"
-    assert await city.fetchval(leaders) == 1
-    won = await win(city, 10)
-    first.cancel()
-    await asyncio.gather(first, return_exceptions=True)
-    won |= await win(city, 10, start=10)
-    for _ in range(100):
-        if len(await written(city)) == 20:
-            break
-        await asyncio.sleep(0.05)
-    second.cancel()
-    await asyncio.gather(second, return_exceptions=True)
+    async with running((await city.new_drain()).run()):
+        async with running((await city.new_drain()).run()):
+            async with asyncio.timeout(30):
+                while not await city.fetchval(leaders):
+                    await asyncio.sleep(0.05)
+            await asyncio.sleep(0.1)
+            assert await city.fetchval(leaders) == 1
+            won = await win(city, 10)
+        won |= await win(city, 10, start=10)
+        await until_written(city, 20)
     assert await written(city) == won
     await assert_booked(city)
 
@@ -170,18 +175,12 @@ async def test_a_drain_whose_position_was_moved_commits_nothing(city: City) -> N
 async def test_no_entry_of_the_log_can_end_the_drain(city: City) -> None:
     """What cannot be read is told and waited for; the drain goes on as soon as it is mended."""
     poison = await city.valkey.client.xadd(LOG, {"w": b"nonsense"})
-    task = asyncio.create_task((await city.new_drain()).run())
-    won = await win(city, 5)
-    await asyncio.sleep(0.3)
-    assert not task.done()
-    assert await written(city) == {}
-    await city.valkey.client.xdel(LOG, poison)
-    for _ in range(60):
-        if len(await written(city)) == 5:
-            break
-        await asyncio.sleep(0.05)
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+    async with running((await city.new_drain()).run()):
+        won = await win(city, 5)
+        await asyncio.sleep(0.3)
+        assert await written(city) == {}
+        await city.valkey.client.xdel(LOG, poison)
+        await until_written(city, 5)
     assert await written(city) == won
 
 

@@ -237,7 +237,7 @@ async def pause(city: City, stock_id: str) -> None:
     """Pauses a stock and waits until the store knows."""
     await city.database.pool.execute("UPDATE stock SET state = 'PAUSED' WHERE stock_id = $1", stock_id)
     key = stock_key(0, city.campaigns["extra"].stock_nos[stock_id])
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while await city.valkey.client.hget(key, "state") != b"PAUSED":
             await asyncio.sleep(0.02)
 

@@ -18,6 +18,7 @@ from kernel.errors import Code
 from tests import stores
 from tests.city import City, open_city
 from tests.city_plan import person
+from tests.effort import times
 from tests.limits_model import LimitsModel, assert_within_limits
 from tests.limits_plan import capped, everybody_rests, touring
 
@@ -26,7 +27,7 @@ OFFERS = sorted(LimitsModel(CAMPAIGNS).offers)
 PEOPLE = 3
 TRIES = 5
 """What the gate lets a rested person try at once; a batch has no more for anybody."""
-EXAMPLES = 50
+EXAMPLES = times(25, 50)
 
 REFUSALS = {Code.USER_ALREADY_CLAIMED, Code.SOLD_OUT, Code.IDEMPOTENCY_MISMATCH, Code.RESOURCE_NOT_EXISTS}
 
@@ -112,7 +113,7 @@ async def test_the_store_does_what_the_model_says(city: City) -> None:
     @example(RUN_DRY)
     @example(EVERY_LIMIT)
     def stories(batches: list[list[Step]]) -> None:
-        asyncio.run_coroutine_threadsafe(play(Story(model), batches), loop).result(timeout=30)
+        asyncio.run_coroutine_threadsafe(play(Story(model), batches), loop).result(timeout=100)
 
     await asyncio.to_thread(stories)
     assert_within_limits(CAMPAIGNS, won)

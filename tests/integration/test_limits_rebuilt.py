@@ -17,7 +17,7 @@ from tests.limits_plan import capped, everybody_rests, touring
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-PUBLISHED_WITHIN_S = 10
+PUBLISHED_WITHIN_S = 60
 WON = {
     1: ["tour_family", "tour_dining", "tour_a_dining"],
     2: ["tour_grand"],
@@ -83,7 +83,7 @@ async def load_staged(city: City, name: str, *, after_s: int) -> LoadedCampaign:
 
 
 async def test_what_is_not_released_yet_comes_when_it_was_promised(city: City) -> None:
-    await load_staged(city, "staged", after_s=4)
+    await load_staged(city, "staged", after_s=6)
     async with asyncio.timeout(PUBLISHED_WITHIN_S):
         while (first := await claim(city, "staged", 20)).code in (Code.RESOURCE_NOT_EXISTS, Code.SYSTEM_BUSY):
             await asyncio.sleep(0.02)
@@ -91,7 +91,7 @@ async def test_what_is_not_released_yet_comes_when_it_was_promised(city: City) -
     assert (first.status, second.status) == (200, 200)
     assert_problem(third, Code.SOLD_OUT)
     wait_s = third.json["retry_after_s"]
-    assert 1 <= wait_s <= 4
+    assert 1 <= wait_s <= 6
     assert third.headers["Retry-After"] == str(wait_s)
     await asyncio.sleep(wait_s)
     assert (await claim(city, "staged", 22, "patient-1")).status == 200

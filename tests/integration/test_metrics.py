@@ -120,7 +120,7 @@ async def test_a_log_is_as_old_as_its_oldest_entry(valkey: stores.Valkey) -> Non
     await valkey.client.xadd("{s0}:log", {b"w": b""})
     entries, oldest_s = await metrics.look_at_log(valkey.client, 0)
     assert entries == 2
-    assert 4 <= oldest_s < 15
+    assert 4 <= oldest_s < 60
 
 
 async def test_the_log_is_not_known_while_the_store_is_away(valkey: stores.Valkey) -> None:
@@ -133,7 +133,7 @@ async def test_the_log_is_not_known_while_the_store_is_away(valkey: stores.Valke
         await asyncio.sleep(0.1)
         assert told() == "0.0"
         valkey.child.kill()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while told() != "NaN":
                 await asyncio.sleep(0.05)
     finally:

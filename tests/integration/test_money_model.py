@@ -30,6 +30,7 @@ from kernel.clock import business_day
 from kernel.ids import pack_voucher_id
 from tests import stores
 from tests.city_plan import NOON, SHOPS, a_campaign, a_round, a_stock
+from tests.effort import times
 from tests.money_model import BUCKETS, DEBT_MAX, FUNDED, QUANTITY, VALID_UNTIL, Model, Voucher
 
 _checkout = sql.load("checkout")
@@ -402,7 +403,7 @@ async def test_control_a_broken_ledger_is_found(database: stores.Database, what:
 
 
 FULL = settings(
-    max_examples=50,
+    max_examples=times(25, 50),
     stateful_step_count=30,
     deadline=None,
     suppress_health_check=list(HealthCheck),

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import date, timedelta
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -22,6 +23,7 @@ from redemption.settlement.expire import Returned, ReturnTo, expire_over, return
 from redemption.settlement.refusals import Refused, Why
 from redemption.settlement.settle import approve, propose, reject
 from tests import stores
+from tests.effort import times
 from tests.settling import exported
 from tests.town import CAMPAIGN_NO, DAY, FACE_FEN, FUND_FEN, VALID_DAYS, Sale, Town, assert_books, at, build, contents
 from tests.town import later as day_after
@@ -341,8 +343,9 @@ def unrolled(program: list[Any]) -> Iterator[Any]:
         yield from part
 
 
+@pytest.mark.timeout(300)
 @settings(
-    max_examples=30, deadline=None,
+    max_examples=times(10, 30), deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
 )  # fmt: skip
 @given(program=PROGRAMS)

@@ -27,7 +27,7 @@ async def city(cluster: stores.Cluster, tmp_path_factory: pytest.TempPathFactory
 async def win_all(city: City, start: int, how_many: int) -> list[str]:
     """So many people win, as soon as the service knows that there is something; their request numbers. All drained."""
     numbers = [f"won-{number:05}" for number in range(start, start + how_many)]
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         for at, number in enumerate(numbers):
             while (reply := await city.claim("small", person(start + at), number=number)).status != 200:
                 assert reply.code == Code.SOLD_OUT

@@ -35,7 +35,7 @@ async def get_environment(stack: Stack, name: str) -> dict[str, str]:
 
 
 async def restarted(stack: Stack, name: str, old_pid: int) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while stack.pid(name) == old_pid:
             await asyncio.sleep(0.01)
     await stack.wait_ready(name)

@@ -38,14 +38,18 @@ async def small_stack(data: Path, who: str = "self") -> AsyncIterator[tuple[asyn
     )
     try:
         assert process.stdout is not None
-        assert await asyncio.wait_for(process.stdout.readline(), 30) == b"ready\n"
+        assert await asyncio.wait_for(process.stdout.readline(), 60) == b"ready\n"
         run = DataFolder(data).read_run()
         assert run is not None
         yield process, run
     finally:
         if process.returncode is None:
             process.terminate()
-        await asyncio.wait_for(process.wait(), 30)
+        try:
+            await asyncio.wait_for(process.wait(), 60)
+        except TimeoutError:
+            process.kill()
+            raise
 
 
 async def hanquan(*arguments: str, cwd: Path) -> tuple[int, str, str]:
@@ -58,11 +62,11 @@ async def hanquan(*arguments: str, cwd: Path) -> tuple[int, str, str]:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    out, err = await asyncio.wait_for(process.communicate(), 60)
+    out, err = await asyncio.wait_for(process.communicate(), 90)
     return process.returncode or 0, out.decode(), err.decode()
 
 
-async def gone(run: Run, within_s: float = 20) -> None:
+async def gone(run: Run, within_s: float = 60) -> None:
     async with asyncio.timeout(within_s):
         while any(leftovers.start_ticks(one.pid) == one.start_ticks for one in run.processes):
             await asyncio.sleep(0.02)
@@ -72,8 +76,8 @@ async def gone(run: Run, within_s: float = 20) -> None:
 async def test_starts_and_stops_for_root_and_for_others(tmp_path: Path, who: str) -> None:
     async with small_stack(tmp_path / "data", who) as (process, run):
         process.send_signal(signal.SIGTERM)
-        assert await asyncio.wait_for(process.wait(), 30) == 0
-        await gone(run, within_s=0.5)
+        assert await asyncio.wait_for(process.wait(), 60) == 0
+        await gone(run, within_s=5)
     assert not (tmp_path / "data" / "run.json").exists()
 
 
@@ -121,8 +125,8 @@ async def test_the_command_line_sees_and_stops_a_stack(tmp_path: Path) -> None:
             "nothing to do: the schema is the newest\n",
         )
         assert (await hanquan("down", cwd=tmp_path))[:2] == (0, "stopped\n")
-        assert await asyncio.wait_for(process.wait(), 1) == 0
-    await gone(run, within_s=0.5)
+        assert await asyncio.wait_for(process.wait(), 30) == 0
+    await gone(run, within_s=5)
     status, _, err = await hanquan("status", cwd=tmp_path)
     assert (status, err.strip()) == (
         1,

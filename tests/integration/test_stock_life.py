@@ -270,7 +270,7 @@ async def test_down_to_what_is_out_and_not_below(city: City, desk: Office) -> No
     assert await edit(desk, 10, 4, stock) == Edited(stock_id=stock, quantity=4, replayed=False)
     assert (await city.claim(stock, person(9), signer="alipay")).code == Code.SOLD_OUT
     assert await edit(desk, 4, 5, stock) == Edited(stock_id=stock, quantity=5, replayed=False)
-    async with asyncio.timeout(5):  # a worker that knows it to be sold out hears of it
+    async with asyncio.timeout(30):  # a worker that knows it to be sold out hears of it
         while (await city.claim(stock, person(9), signer="alipay")).status != 200:
             await asyncio.sleep(0.02)
 

@@ -99,7 +99,7 @@ async def rush_until(city: City, signal_number: signal.Signals, start: int) -> t
             while True:
                 ready.append((await city.send(service, "GET", "/readyz", None)).status)
                 await asyncio.sleep(0.01)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await rushing
             return crowd, ready, await child.exited()
     finally:

@@ -56,4 +56,4 @@ async def test_a_database_of_ones_own_takes_no_time(cluster: stores.Cluster) -> 
     started = time.monotonic()
     async with stores.database(cluster):
         pass
-    assert time.monotonic() - started < 2.0
+    assert time.monotonic() - started < 10.0

@@ -108,7 +108,7 @@ async def _start(city: City, exits: AsyncExitStack, played: Noon) -> dict[str, s
 
 
 async def _ready(city: City, url: str) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while True:
             try:
                 async with city.session.get(f"{url}/readyz") as answer:
@@ -121,7 +121,7 @@ async def _ready(city: City, url: str) -> None:
 
 async def _scrape(city: City, urls: Mapping[str, str], played: Noon) -> None:
     """What every process tells, once the drain and the refresh of a second have caught up."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while True:
             for name, url in urls.items():
                 async with city.session.get(f"{url}/metrics") as answer:
@@ -173,7 +173,7 @@ async def _claims(city: City, played: Noon) -> None:
 
 async def _till(city: City, played: Noon) -> None:
     code = sorted(played.known.codes)[0]
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while (await city.redeem("NOODLES", code, number="use-000001")).status != 200:
             await asyncio.sleep(0.05)  # until it is drained
     await city.redeem("HOTPOT", code.lower())
@@ -227,7 +227,7 @@ async def _send_raw(url: str, data: bytes) -> None:
     writer.write(data)
     await writer.drain()
     writer.write_eof()
-    await asyncio.wait_for(reader.read(), 8)
+    await asyncio.wait_for(reader.read(), 30)
     writer.close()
 
 
@@ -247,7 +247,7 @@ async def _faults(city: City, played: Noon) -> None:
     await pool.execute("ALTER TABLE voucher ADD CONSTRAINT nobody CHECK (person <> $$" + person(60) + "$$::uuid)")
     await pool.execute("GRANT SELECT, INSERT ON voucher TO hanquan_issuer")
     log = city.folder / "issuer.drain.log"
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while log.read_bytes().count(b"drain_waits") < 2:
             await asyncio.sleep(0.1)
 
@@ -301,7 +301,7 @@ async def _hanquan(*words: str) -> str:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "stack", *words, cwd=ROOT, stdout=asyncio.subprocess.PIPE
     )
-    out, _ = await asyncio.wait_for(process.communicate(), 60)
+    out, _ = await asyncio.wait_for(process.communicate(), 90)
     assert process.returncode == 0
     return out.decode()
 

@@ -35,7 +35,7 @@ WORKERS = ("issuer", "issuer-2", "issuer-3")
 CITIZENS = 240
 SOME = with_workers([each for each in SERVICES if each.name in ("drain", "issuer")], "issuer", len(WORKERS))
 
-pytestmark = [pytest.mark.timeout(120), pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.timeout(240), pytest.mark.asyncio(loop_scope="module")]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -65,7 +65,7 @@ async def hanquan(stack: Stack, *arguments: str) -> tuple[int, str]:
 
 async def claim(stack: Stack, citizen: int) -> str:
     """A citizen's voucher code. Asks again with the same number while the answer is not known."""
-    async with asyncio.timeout(20), open_session() as session:
+    async with asyncio.timeout(60), open_session() as session:
         client = Client(session, stack.addresses["issuer"], SystemClock(), seed=citizen)
         person = make_token(bytes(32), f"citizen {citizen}")
         body = {"out_request_no": f"grab-{citizen:05}", "stock_id": STOCK, "person_token": person}

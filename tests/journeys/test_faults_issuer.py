@@ -27,7 +27,7 @@ FIELDS = {
 
 def faults(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "stack", "faults", "issuer", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=150, check=False)
 
 
 def test_three_rounds_lose_and_double_nothing() -> None:
@@ -37,7 +37,7 @@ def test_three_rounds_lose_and_double_nothing() -> None:
     assert told.keys() >= FIELDS
     assert (told["lost"], told["doubled"], told["violations"], told["wrong"]) == (0, 0, 0, [])
     assert told["acknowledged"] > 100
-    assert 0 < told["recovery_s_p50"] <= told["recovery_s_max"] <= 10
+    assert 0 < told["recovery_s_p50"] <= told["recovery_s_max"] <= 30
     assert (told["seed"], told["rounds"]) == (7, 3)
     chosen = Counter(name for kinds in choose(7, 3) for name in kinds)
     assert Counter(told["faults"]) + Counter(told["missed"]) == chosen

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 HEAD = "merchant_id,name,category,district,payee_name,payee_account,payee_bank\n"
 SHOP = "M000777,Noodles,dining,Wuchang,Noodles Ltd,6200000000000002,Bank of Hankou\n"
 
-pytestmark = [pytest.mark.timeout(120), pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.timeout(240), pytest.mark.asyncio(loop_scope="module")]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -119,7 +119,7 @@ def test_two_clocks_over_one_file_tell_one_time(tmp_path: Path) -> None:
     here, there = FileClock(tmp_path / "clock"), FileClock(tmp_path / "clock")
     assert abs(here.now_ms() - SystemClock().now_ms()) < 1000
     here.move_to(datetime(2020, 4, 23, 4, tzinfo=UTC))
-    assert abs(there.now() - datetime(2020, 4, 23, 4, tzinfo=UTC)).total_seconds() < 1
+    assert abs(there.now() - datetime(2020, 4, 23, 4, tzinfo=UTC)).total_seconds() < 30
 
 
 def test_a_manual_clock_moves_only_when_told() -> None:
