@@ -19,6 +19,7 @@ from kernel.codes import CodeBook
 from kernel.keyring import Keyring
 from kernel.postgres import ACQUIRE_TIMEOUT_S, Pool, listening, open_pool
 from kernel.settings import Settings
+from kernel.till_codes import TillSeeds
 from kernel.valkey import open_valkey
 from kernel.web import KEYRING, READY_CHECKS, new_app
 
@@ -61,7 +62,7 @@ async def make_app(settings: Settings) -> web.Application:
     app = new_app(clock)
     app[KEYRING] = keyring
     app[handlers.DESK] = desk
-    app[handlers.FINDER] = Finder(pool, store, desk, codes, clock)
+    app[handlers.FINDER] = Finder(pool, store, desk, codes, TillSeeds(settings.code_keys), clock)
     app[READY_CHECKS].append(valkey.ping)
     app.cleanup_ctx.append(resources)
     handlers.add_routes(app)

@@ -4,7 +4,7 @@ import struct
 
 import msgspec
 
-from issuer.catalogue import Offered
+from issuer.catalogue import Offered, Stock
 from kernel.clock import rfc3339
 
 HEAD = struct.Struct(">HHB")
@@ -20,7 +20,8 @@ class Card(msgspec.Struct, frozen=True):
     """An offer with the parts of a packed claim, and of an answer, that are the same for everybody.
 
     salt      set off against a request's digest, so that one number for two offers makes two requests
-    letters   the answer's JSON before the request number, before the code, and before the time of the claim
+    letters   the answer's JSON before the request number, before the code, and before what the time of the claim says
+    days      the stock, where each voucher's end follows from its claim
     """
 
     offer: Offered
@@ -28,6 +29,7 @@ class Card(msgspec.Struct, frozen=True):
     tail: bytes
     salt: int
     letters: tuple[str, str, str]
+    days: Stock | None = None
 
 
 def card_of(offer: Offered, *, is_grant: bool = False) -> Card:
@@ -39,6 +41,7 @@ def card_of(offer: Offered, *, is_grant: bool = False) -> Card:
         tail=TAIL.pack(offer.face_value_fen, len(offer.parts)) + parts,
         salt=offer.slot * _GOLDEN & 0xFFFFFFFF,
         letters=_letters(offer),
+        days=offer.parts[0].stock if offer.parts[0].stock.valid_days else None,
     )
 
 
@@ -49,5 +52,6 @@ def _letters(offer: Offered) -> tuple[str, str, str]:
         f'","stock_id":"{offer.offer_id}","voucher_code":"',
         f'","state":"EFFECTIVE","face_value_fen":{stock.face_value_fen}'
         f',"transaction_minimum_fen":{stock.transaction_minimum_fen}'
-        f',"valid_from":"{rfc3339(stock.valid_from)}","valid_until":"{rfc3339(stock.valid_until)}","claimed_at":"',
+        f',"valid_from":"{rfc3339(stock.valid_from)}","valid_until":"'
+        + ("" if stock.valid_days else f'{rfc3339(stock.valid_until)}","claimed_at":"'),
     )

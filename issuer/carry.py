@@ -27,7 +27,7 @@ COLUMNS = (
 )
 _SIGNATURE = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _TRAILER = b"\xff\xff"
-_ROW = struct.Struct(">hiqiqiqi16siiih")
+_ROW = struct.Struct(">hiqiqiii16siiih")
 """Count of fields, then length and value of each: voucher_id, claimed_at, request_key, person, stock_no, bucket."""
 _NUMBER = struct.Struct(">ii")
 _NULL = struct.pack(">i", -1)
@@ -70,7 +70,7 @@ def load_of(wins: Sequence[Win], catalogue: Catalogue) -> Load:
         rest = packs.get((win.round_no, win.slot), _NULL) + len(number).to_bytes(4) + number
         for voucher_id, stock_no in win.vouchers():
             append(
-                pack_row(8, 8, voucher_id, 8, at_us, 8, win.request_key, 16, win.person, 4, stock_no, 2, bucket) + rest
+                pack_row(8, 8, voucher_id, 8, at_us, 4, win.request_key, 16, win.person, 4, stock_no, 2, bucket) + rest
             )
             ids[bucket, stock_no].append(voucher_id)
             latest_ms[bucket, stock_no] = win.claimed_ms

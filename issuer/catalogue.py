@@ -8,6 +8,7 @@ from typing import Any, Self
 import msgspec
 
 import sql
+from kernel.clock import ends_at
 from kernel.postgres import ACQUIRE_TIMEOUT_S, Connection, Pool
 
 _queries = sql.load("issuer")
@@ -19,6 +20,7 @@ class Stock(msgspec.Struct, frozen=True, kw_only=True):
     state       DRAFT, AUDIT, SCHEDULED, PAUSED, ENDED or CLOSED
     issued      how many of `quantity` are in the books
     adjust_no   the last adjustment that `quantity` contains
+    valid_days   a voucher ends with so many days from its claim on, if that is before valid_until; None: it does not
     """
 
     stock_no: int
@@ -36,6 +38,11 @@ class Stock(msgspec.Struct, frozen=True, kw_only=True):
     transaction_minimum_fen: int
     valid_from: datetime
     valid_until: datetime
+    valid_days: int | None = None
+
+    def ends_at(self, claimed_at: datetime) -> datetime:
+        """When a voucher that was claimed then is no longer good."""
+        return ends_at(self.valid_until, self.valid_days, claimed_at)
 
 
 class Round(msgspec.Struct, frozen=True, kw_only=True):

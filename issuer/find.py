@@ -1,12 +1,14 @@
 """Find a voucher again: by its code, or by the request number that brought it."""
 
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 
 import msgspec
 
 import sql
 from issuer.card import card_of
+from issuer.catalogue import Stock
 from issuer.claim import ClaimDesk
 from issuer.record import NO_DEVICE, claim_of, request_key
 from issuer.stock import StockStore
@@ -17,8 +19,10 @@ from kernel.errors import Code, Refusal
 from kernel.ids import unpack_voucher_id
 from kernel.partitions import bucket_of, partition_of, shard_of
 from kernel.postgres import READ_DEADLINE_S, Pool, connected, within
+from kernel.till_codes import WINDOW_S, TillSeeds
 
 _queries = sql.load("issuer")
+_DRAINED_AFTER = timedelta(days=1)
 _ROUNDS_ASKED = 32
 """The newest rounds are asked; older ones were drained long ago."""
 
@@ -46,14 +50,25 @@ class PackAnswer(msgspec.Struct, frozen=True):
     vouchers: tuple[VoucherAnswer, ...]
 
 
+class SeedAnswer(msgspec.Struct, frozen=True):
+    """What a phone needs to show till codes of a voucher; `seed` is a secret, hex."""
+
+    name: str
+    seed: str
+    window_s: int
+
+
 class Finder:
     """Looks in PostgreSQL, and for the last moments before the drain in Valkey."""
 
-    def __init__(self, pool: Pool, store: StockStore, desk: ClaimDesk, codes: CodeBook, clock: Clock) -> None:
+    def __init__(
+        self, pool: Pool, store: StockStore, desk: ClaimDesk, codes: CodeBook, seeds: TillSeeds, clock: Clock
+    ) -> None:
         self._pool = pool
         self._store = store
         self._desk = desk
         self._codes = codes
+        self._seeds = seeds
         self._clock = clock
 
     async def by_request(
@@ -80,12 +95,38 @@ class Finder:
         voucher_id = self._codes.decode(code)
         if voucher_id is None:
             return _NOT_FOUND
+        row, stock = await self._by_id(voucher_id)
+        if stock is None and self._is_long_over(voucher_id):
+            return _NOT_FOUND
+        if stock is None:
+            return VoucherAnswer(voucher_code=self._codes.encode(voucher_id), state="CONFIRMING")
+        return self._word(row) if stock.partner_no == partner_no else _NOT_FOUND
+
+    async def till_seed(self, partner_no: int, code: str) -> SeedAnswer | Refusal:
+        """The seed of the voucher of a code, for the phone of who holds it; answers no other partner than its own.
+        CONFIRMING while the voucher is on its way into the ledger: until then nobody knows whose it is."""
+        voucher_id = self._codes.decode(code)
+        if voucher_id is None:
+            return _NOT_FOUND
+        _, stock = await self._by_id(voucher_id)
+        if stock is None:
+            return _NOT_FOUND if self._is_long_over(voucher_id) else _CONFIRMING
+        if stock.partner_no != partner_no:
+            return _NOT_FOUND
+        given = self._seeds.of(voucher_id)
+        return SeedAnswer(name=given.name, seed=given.seed.hex(), window_s=WINDOW_S)
+
+    async def _by_id(self, voucher_id: int) -> tuple[Any, Stock | None]:
+        """A voucher and its stock; no stock when it is not drained yet, or of a round that this worker has not read."""
         bucket = bucket_of(unpack_voucher_id(voucher_id).partition, self._desk.catalogue.buckets)
         rows = await self._rows("voucher_by_id", bucket, voucher_id)
-        stock = self._desk.catalogue.stocks.get(rows[0]["stock_no"]) if rows else None
-        if stock is None:  # not drained yet, or of a round that this worker has not read yet
-            return VoucherAnswer(voucher_code=self._codes.encode(voucher_id), state="CONFIRMING")
-        return self._word(rows[0]) if stock.partner_no == partner_no else _NOT_FOUND
+        return (rows[0], self._desk.catalogue.stocks.get(rows[0]["stock_no"])) if rows else (None, None)
+
+    def _is_long_over(self, voucher_id: int) -> bool:
+        """Whether whatever was won in the voucher's round has long been in the books; what is not there was never won,
+        or is in the archive."""
+        round_ = self._desk.catalogue.rounds.get(unpack_voucher_id(voucher_id).round_no)
+        return round_ is not None and self._clock.now() > round_.closes_at + _DRAINED_AFTER
 
     async def _rows(self, name: str, *args: object) -> Any:
         return await within(READ_DEADLINE_S, self._fetch(name, *args))
@@ -119,16 +160,17 @@ class Finder:
 
     def _word(self, row: Any) -> VoucherAnswer:
         stock = self._desk.catalogue.stocks[row["stock_no"]]
+        ends_at = stock.ends_at(row["claimed_at"])
         return VoucherAnswer(
             voucher_code=self._codes.encode(row["voucher_id"]),
-            state=state_of(stock.valid_until, self._clock.now(), row["was_used"], row["credit"]),
+            state=state_of(ends_at, self._clock.now(), row["was_used"], row["credit"]),
             stock_id=stock.stock_id,
             out_request_no=row["out_request_no"],
             face_value_fen=stock.face_value_fen,
             transaction_minimum_fen=stock.transaction_minimum_fen,
             claimed_at=rfc3339(row["claimed_at"]),
             valid_from=rfc3339(stock.valid_from),
-            valid_until=rfc3339(stock.valid_until),
+            valid_until=rfc3339(ends_at),
         )
 
 
@@ -146,4 +188,7 @@ def _confirming(answer: ClaimAnswer) -> VoucherAnswer | PackAnswer:
     return PackAnswer(answer.out_request_no, answer.stock_id, answer.claimed_at, vouchers)
 
 
+_CONFIRMING = Refusal(
+    code=Code.CONFIRMING, detail="the voucher was won a moment ago; send the same request again", retry_after_s=1
+)
 _NOT_FOUND = Refusal(code=Code.RESOURCE_NOT_EXISTS, detail="there is no such voucher, or it is not yours")

@@ -46,6 +46,7 @@ def add_routes(app: web.Application) -> None:
     add_ask_post(app, "/v1/claims:batch", post_claims_batch, bytes_max=BATCH_BYTES_MAX)
     app.router.add_get("/v1/claims/{out_request_no}", get_claim)
     app.router.add_get("/v1/vouchers/{voucher_code}", get_voucher)
+    app.router.add_get("/v1/vouchers/{voucher_code}/seed", get_seed)
 
 
 async def post_claim(ask: Ask) -> Reply:
@@ -53,7 +54,7 @@ async def post_claim(ask: Ask) -> Reply:
     caller = authenticate(ask, "partner")
     told = await ask.app[DESK].claim(caller.holder_no, decode(_claim_decoder, ask.body))
     if isinstance(told, Refusal):
-        return problem_reply(told, ask.app[CLOCK], ask.request_id)
+        return problem_reply(told, ask.app, ask.request_id)
     return Reply(told.body, replayed=told.replayed)
 
 
@@ -82,6 +83,15 @@ async def get_voucher(request: web.Request) -> web.Response:
     """GET /v1/vouchers/{voucher_code}"""
     caller, _ = await read_signed(request, "partner")
     return _found(request, await request.app[FINDER].by_code(caller.holder_no, request.match_info["voucher_code"]))
+
+
+async def get_seed(request: web.Request) -> web.Response:
+    """GET /v1/vouchers/{voucher_code}/seed"""
+    caller, _ = await read_signed(request, "partner")
+    found = await request.app[FINDER].till_seed(caller.holder_no, request.match_info["voucher_code"])
+    response = _found(request, found)
+    response.headers["Cache-Control"] = "no-store"  # a secret: no cache on the way keeps it
+    return response
 
 
 def _found(request: web.Request, found: object) -> web.Response:

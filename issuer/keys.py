@@ -4,6 +4,8 @@ make the same names."""
 
 CAP_BUCKETS = 65_521
 """Small hashes of a campaign's face caps on each shard; claim.lua has the same number."""
+HASHES_A_SET = 2
+"""So many small hashes share one set of request numbers, which take a third of the room; claim.lua knows it too."""
 
 
 def tag(shard: int) -> str:
@@ -38,22 +40,32 @@ def in_key(shard: int, round_no: int) -> str:
 
 def request_key(shard: int, round_no: int, digest: bytes, hash_buckets: int) -> str:
     """Set of the request numbers that won."""
-    return f"{tag(shard)}:req:{round_no}:{hash_bucket(digest, hash_buckets)}"
+    return keys_of_bucket(shard, round_no, hash_bucket(digest, hash_buckets))[1]
 
 
 def person_key(shard: int, round_no: int, digest: bytes, hash_buckets: int) -> str:
     """Hash that holds what people won in a round."""
-    return f"{tag(shard)}:who:{round_no}:{hash_bucket(digest, hash_buckets)}"
+    return keys_of_bucket(shard, round_no, hash_bucket(digest, hash_buckets))[0]
 
 
 def cap_key(shard: int, campaign_no: int, digest: bytes) -> str:
     """Hash that adds up the face of what people won in a campaign."""
-    return f"{tag(shard)}:cap:{campaign_no}:{hash_bucket(digest, CAP_BUCKETS)}"
+    return caps_of_bucket(shard, campaign_no, hash_bucket(digest, CAP_BUCKETS))
 
 
 def capped_key(shard: int, campaign_no: int) -> str:
     """There once a shard's hashes hold all that people won in a campaign before."""
     return f"{tag(shard)}:capped:{campaign_no}"
+
+
+def keys_of_bucket(shard: int, round_no: int, bucket: int) -> tuple[str, str]:
+    """The small hash with this number of what people won in a round, and the set of the request numbers beside it."""
+    return f"{tag(shard)}:who:{round_no}:{bucket}", f"{tag(shard)}:req:{round_no}:{bucket // HASHES_A_SET}"
+
+
+def caps_of_bucket(shard: int, campaign_no: int, bucket: int) -> str:
+    """The small hash of a campaign's face caps with this number."""
+    return f"{tag(shard)}:cap:{campaign_no}:{bucket}"
 
 
 def hash_bucket(digest: bytes, hash_buckets: int) -> int:

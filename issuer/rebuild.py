@@ -27,11 +27,14 @@ async def remember_wins(
     conn: Connection, store: StockStore, catalogue: Catalogue, round_: PublishedRound, shard: int
 ) -> tuple[int, Counter[int]]:
     """Puts the wins of a round back into a shard, one partition after the other, so that all wins of a person come
-    together. Answers the highest serial, and the vouchers by stock."""
+    together. Answers the highest serial, and the vouchers by stock. Of a round whose time to be remembered is over
+    (docs/privacy.md) nothing is put back; it is counted all the same."""
     cards = _cards(catalogue, round_.round_no)
+    is_forgotten = await conn.fetchval(_queries["is_forgotten"], round_.round_no)
     serial, issued = 0, Counter[int]()
     async for rows in _by_partition(conn, catalogue, round_.round_no, shard):
-        await store.remember(shard, round_, _wins(rows, cards))
+        if not is_forgotten:
+            await store.remember(shard, round_, _wins(rows, cards))
         serial = max(serial, *(unpack_voucher_id(row["voucher_id"]).serial for row in rows))
         issued.update(row["stock_no"] for row in rows)
     return serial, issued
@@ -42,6 +45,8 @@ async def remember_faces(conn: Connection, store: StockStore, catalogue: Catalog
     campaign_no = round_.campaign_no
     if round_.face_fen_per_person_max is None or await store.knows_faces(shard, campaign_no):
         return
+    if await conn.fetchval(_queries["is_forgotten"], round_.round_no):
+        return  # and no limit of it is looked at any more
     await conn.execute(_queries["lock_publishing"], -campaign_no)  # rounds are above zero
     if await store.knows_faces(shard, campaign_no):
         return

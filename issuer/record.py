@@ -17,7 +17,7 @@ from kernel.ids import pack_voucher_id
 from kernel.partitions import partition_of
 
 _BODY = struct.Struct(">8s8s8sI16sH")
-_WON = struct.Struct(">IdHHHB8s8sqI16sHIB")
+_WON = struct.Struct(">IdHHHB8s8si4xI16sHIB")
 """A win in the log: serial, ms, length of the claim, then the claim up to its parts."""
 _WIN = struct.Struct(">Id")
 _LENGTH_END = _WIN.size + 2
@@ -78,13 +78,13 @@ def device_digest(device_token: str | None) -> bytes:
 
 
 def request_digest(partner_no: int, out_request_no: str) -> bytes:
-    """Eight bytes that stand for a partner's request number; also `voucher.request_key`."""
+    """Eight bytes that stand for a partner's request number."""
     return blake2b(b"%d:%s" % (partner_no, out_request_no.encode()), digest_size=8).digest()
 
 
 def request_key(partner_no: int, out_request_no: str) -> int:
-    """`request_digest` as the signed 64-bit number that PostgreSQL indexes."""
-    return int.from_bytes(request_digest(partner_no, out_request_no), signed=True)
+    """The first half of `request_digest` as a signed number: `voucher.request_key`."""
+    return int.from_bytes(request_digest(partner_no, out_request_no)[:4], signed=True)
 
 
 def body_tag(card: Card, digest: bytes) -> int:

@@ -30,14 +30,14 @@ log = structlog.get_logger()
 
 
 class Winners(msgspec.Struct, frozen=True):
-    """The request keys that won an offer, eight bytes each, in order; all there are as long as nothing is added to its
+    """The request keys that won an offer, four bytes each, in order; all there are as long as nothing is added to its
     stocks: `of` is how much there was of each when they were read."""
 
     keys: "array[int]"
     of: Sequence[tuple[int, int]]
 
     def may_hold(self, key: int) -> bool:
-        """Whether a request won; one in 2**64 of others is taken for one that did."""
+        """Whether a request won; of others, one in a thousand is taken for one that did when millions won."""
         at = bisect_left(self.keys, key)
         return at < len(self.keys) and self.keys[at] == key
 
@@ -111,9 +111,9 @@ class SoldOut:
         last = pack_voucher_id(round_no, PARTITIONS - 1, SERIAL_MAX)
         async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as conn:
             rows = await conn.fetch(_queries["winning_keys"], first, last, stock_nos, pack_nos, timeout=READ_WITHIN_S)
-        winners: dict[tuple[int | None, int | None], array[int]] = defaultdict(lambda: array("q"))
+        winners: dict[tuple[int | None, int | None], array[int]] = defaultdict(lambda: array("i"))
         for row in rows:
-            keys = array("q", row["keys"])
+            keys = array("i", row["keys"])
             keys.byteswap()
             winners[row["stock_no"], row["pack_no"]] = keys
         return winners

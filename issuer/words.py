@@ -6,7 +6,7 @@ from functools import lru_cache
 
 import msgspec
 
-from issuer.catalogue import Offered, Part
+from issuer.catalogue import Offered, Part, Stock
 from issuer.record import Claim
 from issuer.stock import Denied, Granted
 from kernel.clock import Clock, from_ms, rfc3339
@@ -92,6 +92,8 @@ class Words:
         if claim.card.offer.pack_no is not None:
             return Told(_write(self._pack(claim, outcome)), outcome.replayed)
         before, between, after = claim.card.letters
+        if claim.card.days is not None:
+            after = f'{after}{_end(claim.card.days, outcome.claimed_ms)}","claimed_at":"'
         text = f'{before}{claim.out_request_no}{between}{next(codes)}{after}{_at(outcome.claimed_ms)}"}}'
         return Told(text.encode(), outcome.replayed)
 
@@ -105,7 +107,10 @@ class Words:
             state="EFFECTIVE",
             face_value_fen=offer.face_value_fen,
             claimed_at=_at(granted.claimed_ms),
-            vouchers=tuple(map(_voucher, parts, self._codes.encode_all(ids))),
+            vouchers=tuple(
+                _voucher(part, code, granted.claimed_ms)
+                for part, code in zip(parts, self._codes.encode_all(ids), strict=True)
+            ),
         )
 
     def refusal(self, offer: Offered, denied: Denied) -> Refusal:
@@ -151,7 +156,7 @@ def _voucher_id(claim: Claim, serial: int) -> int:
     return pack_voucher_id(claim.card.offer.round.round_no, claim.partition, serial)
 
 
-def _voucher(part: Part, code: str) -> VoucherOfPack:
+def _voucher(part: Part, code: str, claimed_ms: int) -> VoucherOfPack:
     stock = part.stock
     return VoucherOfPack(
         stock_id=stock.stock_id,
@@ -159,8 +164,12 @@ def _voucher(part: Part, code: str) -> VoucherOfPack:
         face_value_fen=stock.face_value_fen,
         transaction_minimum_fen=stock.transaction_minimum_fen,
         valid_from=rfc3339(stock.valid_from),
-        valid_until=rfc3339(stock.valid_until),
+        valid_until=_end(stock, claimed_ms),
     )
+
+
+def _end(stock: Stock, claimed_ms: int) -> str:
+    return rfc3339(stock.ends_at(from_ms(claimed_ms)))
 
 
 @lru_cache(maxsize=256)

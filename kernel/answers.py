@@ -105,13 +105,24 @@ class Short(msgspec.Struct, frozen=True):
                 raise Rejected(too_large(self.bytes_max))
             return await self.handler(ask)
         except Exception as error:
-            return problem_reply(
-                refusal_of(error, ask.method, ask.path.partition("?")[0]), ask.app[CLOCK], ask.request_id
-            )
+            return problem_reply(refusal_of(error, ask.method, ask.path.partition("?")[0]), ask.app, ask.request_id)
 
 
 SHORT: web.AppKey[dict[tuple[str, str], Short]] = web.AppKey("SHORT", dict)
 """By method and path: what can be reached the short way."""
+
+
+class Words(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Why not, for the two people at a till, in both languages."""
+
+    cashier_zh: str
+    cashier_en: str
+    citizen_zh: str
+    citizen_en: str
+
+
+WORDS: web.AppKey[Callable[[Refusal], Words]] = web.AppKey("WORDS")
+"""How a service says no to people; services that only speak with machines have none."""
 
 
 class Problem(msgspec.Struct, omit_defaults=True, kw_only=True):
@@ -128,9 +139,10 @@ class Problem(msgspec.Struct, omit_defaults=True, kw_only=True):
     pointer: str | None = None
     retry_after_s: int | None = None
     request_id: str | None = None
+    words: Words | None = None
 
 
-def make_problem(refusal: Refusal, clock: Clock, request_id: str | None = None) -> Problem:
+def make_problem(refusal: Refusal, clock: Clock, request_id: str | None = None, words: Words | None = None) -> Problem:
     """A refusal as it is sent."""
     code = refusal.code
     return Problem(
@@ -145,12 +157,14 @@ def make_problem(refusal: Refusal, clock: Clock, request_id: str | None = None) 
         pointer=refusal.pointer,
         retry_after_s=refusal.retry_after_s,
         request_id=request_id,
+        words=words,
     )
 
 
-def problem_reply(refusal: Refusal, clock: Clock, request_id: str) -> Reply:
-    """A refusal as problem+json."""
-    problem = make_problem(refusal, clock, request_id)
+def problem_reply(refusal: Refusal, app: web.Application, request_id: str) -> Reply:
+    """A refusal as problem+json, in the words of the service where it has some."""
+    worded = app.get(WORDS)
+    problem = make_problem(refusal, app[CLOCK], request_id, worded(refusal) if worded else None)
     return Reply(encode(problem), problem.status, PROBLEM_JSON, retry_after_s=refusal.retry_after_s)
 
 

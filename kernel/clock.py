@@ -119,6 +119,17 @@ def business_day(moment: datetime) -> date:
     return moment.astimezone(CITY_ZONE).date()
 
 
+def end_of_day(moment: datetime, days: int = 1) -> datetime:
+    """The last second of the city's `days`-th day from a moment on, the day of the moment being the first."""
+    last = business_day(moment) + timedelta(days=days - 1)
+    return datetime(last.year, last.month, last.day, 23, 59, 59, tzinfo=CITY_ZONE)
+
+
+def ends_at(valid_until: datetime, valid_days: int | None, claimed_at: datetime) -> datetime:
+    """When a voucher ends: at its stock's end, or with its own last day if that is before. Like voucher_end in SQL."""
+    return valid_until if valid_days is None else min(valid_until, end_of_day(claimed_at, valid_days))
+
+
 def rfc3339(moment: datetime) -> str:
     """A moment as partners read it: city time with its offset, milliseconds when there are any."""
     spec = "milliseconds" if moment.microsecond else "seconds"

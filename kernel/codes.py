@@ -61,20 +61,33 @@ class CodeBook:
 
     def decode(self, code: str) -> int | None:
         """The voucher number of a code as typed, or None when the city never made such a code."""
-        text = code.translate(_READ)
-        if len(text) != CODE_LENGTH:
-            return None
-        try:
-            number = 0
-            for character in text:
-                number = number << 5 | _VALUE[character]
-        except KeyError:
+        number = number_of(code, CODE_LENGTH)
+        if number is None:
             return None
         key = self._keys.get(number >> _BLOCK_BITS)
         if key is None:
             return None
         block = int.from_bytes(key.decrypt.update((number & (1 << _BLOCK_BITS) - 1).to_bytes(16)))
         return None if block & (1 << _REDUNDANCY_BITS) - 1 else block >> _REDUNDANCY_BITS
+
+
+def number_of(code: str, length: int) -> int | None:
+    """What a code of so many characters says, five bits each, as people type it; None when it is no such code."""
+    text = code.translate(_READ)
+    if len(text) != length:
+        return None
+    number = 0
+    try:
+        for character in text:
+            number = number << 5 | _VALUE[character]
+    except KeyError:
+        return None
+    return number
+
+
+def spelled(number: int, length: int) -> str:
+    """A number in so many characters, five bits each."""
+    return "".join([_ALPHABET[number >> shift & 31] for shift in range(5 * (length - 1), -1, -5)])
 
 
 def grouped(code: str) -> str:

@@ -11,6 +11,8 @@ A Refusal is a value, not an exception: the expected "no" of a use case. Codes f
 vocabulary where it has one, because partners' engineers already know it.
 """
 
+from collections.abc import Mapping
+from datetime import datetime
 from enum import StrEnum
 
 import msgspec
@@ -47,6 +49,7 @@ class Code(StrEnum):
     CONFIRMING = "CONFIRMING"
     USED_BY_ANOTHER_ORDER = "USED_BY_ANOTHER_ORDER"
     LOCKED_BY_ANOTHER_ORDER = "LOCKED_BY_ANOTHER_ORDER"
+    TERMINAL_LOCKED = "TERMINAL_LOCKED"
     STATE_CONFLICT = "STATE_CONFLICT"
     STALE_VALUE = "STALE_VALUE"
     SYSTEM_BUSY = "SYSTEM_BUSY"
@@ -83,6 +86,7 @@ _MEANING = {
     Code.CONFIRMING: (409, Retry.SAFE, "The voucher is being confirmed"),
     Code.USED_BY_ANOTHER_ORDER: (409, Retry.NEVER, "The voucher was used by another order"),
     Code.LOCKED_BY_ANOTHER_ORDER: (409, Retry.SAFE, "The voucher is held by another order"),
+    Code.TERMINAL_LOCKED: (429, Retry.SAFE, "The terminal is locked for a while"),
     Code.STATE_CONFLICT: (409, Retry.AFTER_CHANGE, "The stock is not in a state in which this can be done"),
     Code.STALE_VALUE: (409, Retry.AFTER_CHANGE, "The current value is another than the one sent"),
     Code.SYSTEM_BUSY: (503, Retry.SAFE, "The system is busy"),
@@ -91,13 +95,17 @@ _MEANING = {
 
 
 class Refusal(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """An expected "no". `rule` names the rule behind RULE_LIMIT; `pointer` the field that is wrong."""
+    """An expected "no". `rule` names the rule behind RULE_LIMIT; `pointer` the field that is wrong.
+
+    facts   what words for people need to know: fen, moments, names; never sent as they are
+    """
 
     code: Code
     detail: str
     rule: str | None = None
     pointer: str | None = None
     retry_after_s: int | None = None
+    facts: Mapping[str, int | str | datetime] | None = None
 
 
 class HanquanError(Exception):

@@ -1,5 +1,6 @@
 """All callers' keys and quotas in memory, read again every few seconds; no request waits for a store to be known."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any
@@ -11,12 +12,13 @@ from cryptography.hazmat.primitives.serialization import load_der_public_key
 from kernel.clock import Clock
 from kernel.errors import Broken, Code, Refusal, Rejected
 from kernel.quota import TokenBucket
-from kernel.refreshing import kept_fresh
+from kernel.refreshing import in_turns, kept_fresh
 from kernel.sealing import unseal
 from kernel.signing import Algorithm, ApiKey, Caller, Signed, parse_authorization, text_to_sign, verify
 
 RELOAD_EVERY_S = 2.0
-"""A key that is revoked, or a merchant suspended, is refused everywhere after at most this long."""
+"""A key that is revoked, or a terminal suspended, is refused everywhere after at most this long; at once where
+somebody sets `wake`."""
 
 ReadRows = Callable[[], Awaitable[Sequence[Mapping[str, Any]]]]
 
@@ -27,7 +29,8 @@ class Keyring:
     """Keys by serial number, and a bucket of tokens for each partner that has a quota.
 
     `read_rows` answers rows of the named query `api_keys`. A quota holds over all `workers`: each has its share.
-    `on_over_quota` hears the number of each partner that was turned away.
+    `on_over_quota` hears the number of each partner that was turned away. Where `wake` tells of every change, keys need
+    not be read so often (`reload_every_s`).
     """
 
     def __init__(
@@ -38,22 +41,26 @@ class Keyring:
         *,
         workers: int = 1,
         on_over_quota: Callable[[int], None] = lambda partner_no: None,
+        reload_every_s: float = RELOAD_EVERY_S,
     ) -> None:
         self._read_rows = read_rows
         self._master_key = master_key
         self._clock = clock
         self._workers = workers
         self._on_over_quota = on_over_quota
+        self._reload_every_s = reload_every_s
         self._keys: dict[str, ApiKey] = {}
         self._rows: dict[str, Mapping[str, Any]] = {}
         self._buckets: dict[str, TokenBucket] = {}
+        self.wake = asyncio.Event()
+        """Set it when a key was revoked, or a terminal suspended."""
 
     async def reload(self) -> None:
         """Takes in new, changed and revoked keys; keys that did not change are not opened again."""
-        rows = {row["serial_no"]: row for row in await self._read_rows()}
+        rows = {row["serial_no"]: row async for row in in_turns(await self._read_rows())}
         keys = {
             serial_no: self._keys.get(serial_no) if self._rows.get(serial_no) == row else self._try_open(row)
-            for serial_no, row in rows.items()
+            async for serial_no, row in in_turns(rows.items())
         }
         self._keys = {serial_no: key for serial_no, key in keys.items() if key is not None}
         self._rows = rows
@@ -115,7 +122,7 @@ class Keyring:
 
     def kept_fresh(self) -> AbstractAsyncContextManager[None]:
         """Loads the keys, then keeps reloading them while the context is open."""
-        return kept_fresh("keys", self.reload, RELOAD_EVERY_S)
+        return kept_fresh("keys", self.reload, self._reload_every_s, self.wake)
 
     def _try_open(self, row: Mapping[str, Any]) -> ApiKey | None:
         try:

@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Coroutine
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import parse_qsl, urlsplit
 
 import asyncpg
 
@@ -50,8 +51,9 @@ async def open_pool(
 ) -> Pool:
     """A pool with all its connections open, so that none is opened in the middle of a rush.
 
-    `by_keys`: for hot paths. Plans as BY_KEYS says, and connections go back as they are, which saves a round
-    trip a statement; their users leave nothing behind (no session locks, no settings, no open cursors).
+    `by_keys`: for hot paths. Plans as BY_KEYS says, or the DSN instead (docs/citus.md); and connections go back as
+    they are, which saves a round trip a statement: their users leave nothing behind (no session locks, no settings,
+    no open cursors).
 
     Raises what asyncpg raises when the server cannot be reached.
     """
@@ -61,11 +63,16 @@ async def open_pool(
         max_size=size,
         command_timeout=command_timeout_s,
         timeout=ACQUIRE_TIMEOUT_S,
-        server_settings={"application_name": name, "TimeZone": "UTC", **(BY_KEYS if by_keys else {})},
+        server_settings={"application_name": name, "TimeZone": "UTC", **(_plans_by_keys(dsn) if by_keys else {})},
         reset=_leave_as_is if by_keys else None,
     )
     pool_metrics.pools.add(name, pool)
     return pool
+
+
+def _plans_by_keys(dsn: str) -> dict[str, str]:
+    asked = dict(parse_qsl(urlsplit(dsn).query))
+    return {name: asked.get(name, value) for name, value in BY_KEYS.items()}
 
 
 async def _leave_as_is(connection: Connection) -> None:

@@ -21,7 +21,6 @@ from kernel import logs
 from kernel.admission import BUSY, weight
 from kernel.answers import (
     ADMISSION,
-    CLOCK,
     LEAVING,
     SHORT,
     Ask,
@@ -77,7 +76,7 @@ class Door(Guest):
             self._task = self._loop.create_task(self._serve(short, message, body, pieces, arrived_s))
         else:
             request_id = request_id_of(message.headers)
-            self._write(problem_reply(BUSY, self._app[CLOCK], request_id), request_id)
+            self._write(problem_reply(BUSY, self._app, request_id), request_id)
             observe(message.path, BUSY.code.http_status, 0.0)
         return True
 

@@ -20,7 +20,7 @@ from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestHandler
 from prometheus_client import Counter, Gauge
 
-from kernel.answers import CLOCK, problem_reply, request_id_of
+from kernel.answers import problem_reply, request_id_of
 from kernel.errors import Code, Refusal
 
 HEAD_S = 5.0
@@ -157,7 +157,7 @@ class Guest(RequestHandler):
             super().connection_made(transport)
             return
         assert isinstance(transport, asyncio.Transport)
-        reply = problem_reply(_FULL, self._app[CLOCK], request_id := request_id_of({}))
+        reply = problem_reply(_FULL, self._app, request_id := request_id_of({}))
         transport.write(reply.on_the_wire(request_id, is_last=True))
         transport.close()
 
@@ -234,7 +234,7 @@ class Guest(RequestHandler):
         else:
             log.info("not_http", error=type(exc).__name__)
             refusal = Refusal(code=Code.PARAM_ERROR, detail="this cannot be read as one HTTP request")
-        reply = problem_reply(refusal, self._app[CLOCK], request_id := request_id_of(request.headers))
+        reply = problem_reply(refusal, self._app, request_id := request_id_of(request.headers))
         response = web.Response(body=reply.body, status=reply.status, headers=reply.headers(request_id))
         response.force_close()
         return response

@@ -24,6 +24,7 @@ from kernel.answers import (
     LEAVING,
     SHORT,
     STOPPING,
+    WORDS,
     Ask,
     AskHandler,
     Problem,
@@ -52,6 +53,7 @@ __all__ = [
     "KEYRING",
     "READY_CHECKS",
     "STOPPING",
+    "WORDS",
     "Problem",
     "add_ask_post",
     "decode",
@@ -101,7 +103,7 @@ def json_response(answer: object, *, status: int = 200, replayed: bool = False) 
 def problem_response(request: web.Request, refusal: Refusal) -> web.Response:
     """A refusal as problem+json."""
     request_id = request[REQUEST_ID]
-    return _response(problem_reply(refusal, request.app[CLOCK], request_id), request_id)
+    return _response(problem_reply(refusal, request.app, request_id), request_id)
 
 
 def _response(reply: Reply, request_id: str) -> web.Response:

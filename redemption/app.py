@@ -11,15 +11,25 @@ from antifraud.gate import SignalWriter
 from kernel.clock import open_clock
 from kernel.codes import CodeBook
 from kernel.keyring import Keyring
-from kernel.postgres import ACQUIRE_TIMEOUT_S, Pool, open_pool
+from kernel.postgres import ACQUIRE_TIMEOUT_S, Pool, listening, open_pool
+from kernel.refreshing import in_turns
 from kernel.settings import Settings
+from kernel.till_codes import TillSeeds
 from kernel.valkey import open_valkey
-from kernel.web import KEYRING, READY_CHECKS, new_app
+from kernel.web import KEYRING, READY_CHECKS, WORDS, new_app
 from redemption import handlers
-from redemption.catalogue import LiveCatalogue
+from redemption.catalogue import MERCHANTS_EVERY_S, LiveCatalogue
 from redemption.checkout import Till
+from redemption.find import Finder
+from redemption.holds import HoldDesk
 from redemption.ledger import Ledger
+from redemption.lockout import Lockout
+from redemption.merchants import handlers as merchant_handlers
+from redemption.offline import OfflineDesk
+from redemption.quote import QuoteDesk
 from redemption.refund import RefundDesk
+from redemption.till_codes import TillCodes
+from redemption.words import words
 
 _queries = sql.load("checkout")
 _keys = sql.load("keys")
@@ -33,37 +43,51 @@ async def make_app(settings: Settings) -> web.Application:
     readers = await open_pool(settings.postgres_dsn, size=2, command_timeout_s=20, name="statements")
     valkey = open_valkey(settings.valkey_url)
     signals = SignalWriter(valkey)
-    catalogue = LiveCatalogue(pool)
+    catalogue = LiveCatalogue(pool, clock)
     codes = CodeBook(settings.code_keys)
     ledger = Ledger(pool)
-    till = Till(ledger, catalogue, codes, clock, signals)
+    till_codes = TillCodes(codes, TillSeeds(settings.code_keys))
+    lockout = Lockout(valkey, clock, workers=settings.workers)
+    till = Till(ledger, catalogue, codes, till_codes, lockout, clock, signals)
+    holds = HoldDesk(ledger, catalogue, codes, clock, signals)
     refunds = RefundDesk(ledger, catalogue, clock, signals)
-    keyring = Keyring(lambda: _read_keys(pool), settings.master_key, clock)
+    keyring = Keyring(lambda: _read_keys(pool), settings.master_key, clock, reload_every_s=MERCHANTS_EVERY_S)
     _depth.set_function(lambda: till.depth)
 
     async def resources(app: web.Application) -> AsyncIterator[None]:
-        async with keyring.kept_fresh(), catalogue.kept_fresh(), signals:
+        def look_again() -> None:
+            keyring.wake.set()
+            catalogue.hear_of_merchants()
+
+        async with (
+            keyring.kept_fresh(),
+            catalogue.kept_fresh(),
+            listening(settings.postgres_dsn, "hanquan_merchant", look_again),
+            lockout.kept_fresh(),
+            signals,
+        ):
             yield
-            await till.drained()
-            await refunds.drained()
+            for desk in (till, holds, refunds):
+                await desk.drained()
         await pool.close()
         await readers.close()
         await valkey.aclose()
 
     app = new_app(clock)
     app[KEYRING] = keyring
+    app[WORDS] = words
     app[handlers.TILL] = till
+    app[handlers.HOLDS] = holds
+    app[handlers.OFFLINE] = OfflineDesk(till, clock)
+    app[handlers.QUOTES] = QuoteDesk(ledger, catalogue, till_codes, lockout, clock)
     app[handlers.REFUNDS] = refunds
-    app[handlers.LEDGER] = ledger
-    app[handlers.CATALOGUE] = catalogue
+    app[handlers.FINDER] = Finder(ledger, catalogue, codes, till_codes, lockout, clock)
     app[handlers.CODES] = codes
     app[handlers.READERS] = readers
     app[READY_CHECKS].append(lambda: _ready(pool))
     app.cleanup_ctx.append(resources)
-    app.router.add_post("/v1/redemptions", handlers.post_redemption)
-    app.router.add_get("/v1/redemptions/{use_request_no}", handlers.get_redemption)
-    app.router.add_post("/v1/refunds", handlers.post_refund)
-    app.router.add_get("/v1/statements/{date}", handlers.get_statement)
+    handlers.add_routes(app)
+    merchant_handlers.add_routes(app)
     return app
 
 
@@ -74,4 +98,4 @@ async def _ready(pool: Pool) -> None:
 
 async def _read_keys(pool: Pool) -> list[Mapping[str, Any]]:
     async with pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as conn:
-        return [dict(row) for row in await conn.fetch(_keys["api_keys"])]
+        return [dict(row) async for row in in_turns(await conn.fetch(_keys["api_keys"]))]

@@ -1,18 +1,11 @@
-"""Redeem at the till: the use case behind POST /v1/redemptions.
+"""Redeem and hold at the till: the use case behind POST /v1/redemptions, /v1/holds and the offline upload.
 
-Requests that arrive together go through these steps together, each judged on its own:
-
-    numbers    was this request number used before, and with this very body?
-    look       how does the voucher stand, and what do the offer's rules say?
-    register   take the request number and the payment's number, durably
-    book       redeem under the bucket's lock, which decides every race
-
-What is refused in the first two steps leaves nothing behind.
+Requests that arrive together are looked at together and booked together, each judged on its own (steps.py): one read,
+one transaction in the voucher's bucket. What is refused leaves nothing behind.
 """
 
-from collections.abc import Sequence
-from datetime import datetime
-from typing import Annotated
+from collections.abc import Hashable, Iterable, Sequence
+from datetime import datetime, timedelta
 from uuid import UUID
 
 import msgspec
@@ -21,250 +14,416 @@ from antifraud.gate import RedeemSignal, SignalWriter
 from kernel.batching import Coalescer
 from kernel.clock import Clock, business_day, rfc3339, to_ms
 from kernel.codes import CodeBook
-from kernel.errors import Broken, Code, Overloaded, Refusal
-from kernel.ids import RequestNo, unpack_voucher_id
-from kernel.money import AMOUNT_FEN_MAX
+from kernel.errors import Broken, Overloaded, Refusal
+from kernel.ids import unpack_voucher_id
 from kernel.partitions import bucket_of
 from kernel.signing import Caller
-from redemption.catalogue import Catalogue, LiveCatalogue
-from redemption.ledger import Ledger, Registered, Use, VoucherState, each_bucket
-from redemption.numbers import Number, Scope, body_hash, number_key
-from redemption.offers import Saving, judge
-from redemption.steps import distinct, go_through, is_mismatch
+from redemption.catalogue import LiveCatalogue
+from redemption.ledger import Ledger, Use, VoucherState, each_bucket
+from redemption.lockout import NO_SUCH_CODE, Lockout
+from redemption.numbers import Number, Scope, body_hash, number
+from redemption.offers import Offer, Other, Saving, judge, valid_until_of
+from redemption.refusals import (
+    CAP_CAMPAIGN,
+    CAP_MONTH,
+    CONFIRMING,
+    HELD,
+    LONG_OVER,
+    OFFLINE_AGE_MAX,
+    ONE_A_PAYMENT,
+    TOO_OLD,
+    USED,
+    mismatch,
+)
+from redemption.steps import serve
+from redemption.till_codes import Presented, TillCodes, is_spent
+from redemption.wire import Done, HoldAnswer, HoldRequest, OfflineRedemption, RedeemAnswer, RedeemRequest
 
 BATCH_MAX = 500
 QUEUE_MAX = 5_000
 DEADLINE_S = 5.0
+FLUSHES_MAX = 2
+"""One batch is read for while the other is booked."""
+
+REFUSALS = {
+    "ORDER_TAKEN": ONE_A_PAYMENT,
+    "CONFIRMING": CONFIRMING,
+    "USED": USED,
+    "RETURNED": USED,
+    "EXPIRED": USED,
+    "HELD": HELD,
+    "CAP_MONTH": CAP_MONTH,
+    "CAP_CAMPAIGN": CAP_CAMPAIGN,
+}
+"""What a till_outcome means to a till."""
 
 
-class RedeemRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One redemption as a till sends it. `order_no` is the shop's payment; one voucher a payment."""
+class Attempt(msgspec.Struct, kw_only=True):
+    """One request on its way through the steps; `outcome` ends it.
 
-    use_request_no: RequestNo
-    voucher_code: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
-    order_no: RequestNo
-    bill_fen: Annotated[int, msgspec.Meta(ge=1, le=AMOUNT_FEN_MAX)]
-
-
-class RedeemAnswer(msgspec.Struct, frozen=True):
-    """A redemption as the till is told, every time it asks."""
-
-    use_request_no: str
-    order_no: str
-    voucher_code: str
-    stock_id: str
-    state: str
-    bill_fen: int
-    discount_fen: int
-    to_pay_fen: int
-    subsidy_fen: int
-    redeemed_at: str
-
-
-class Redeemed(msgspec.Struct, frozen=True):
-    """A redemption's answer, and whether it was given before."""
-
-    answer: RedeemAnswer
-    replayed: bool
-
-
-class Attempt(msgspec.Struct):
-    """One request on its way through the steps; `outcome` ends it."""
+    window      of the till code; None: the printed code
+    is_mistimed its till code is of another time: good for hearing again what was answered, and for nothing else
+    taken_at    when an offline till took it; None: now
+    judged_at   the moment for which the rules were judged, and which is booked
+    hold_ttl_s  None: redeem at once
+    asks_numbers whether its numbers are looked at before it is booked
+    """
 
     caller: Caller
-    request: RedeemRequest
+    request_no: str
+    order_no: str
+    bill_fen: int
+    other_offers: frozenset[Other]
     voucher_id: int
     bucket: int
     number: Number
     order: Number
+    window: int | None = None
+    is_mistimed: bool = False
+    taken_at: datetime | None = None
+    judged_at: datetime | None = None
+    hold_ttl_s: int | None = None
     state: VoucherState | None = None
     saving: Saving | None = None
-    outcome: Redeemed | Refusal | None = None
+    expires_at: datetime | None = None
+    asks_numbers: bool = False
+    outcome: Done | Refusal | None = None
 
 
 class Till:
-    """Takes redemptions, commits those that arrive together together, words the answers."""
+    """Takes redemptions and holds, commits those that arrive together together, words the answers."""
 
     def __init__(
-        self, ledger: Ledger, catalogue: LiveCatalogue, codes: CodeBook, clock: Clock, signals: SignalWriter
+        self,
+        ledger: Ledger,
+        catalogue: LiveCatalogue,
+        codes: CodeBook,
+        till_codes: TillCodes,
+        lockout: Lockout,
+        clock: Clock,
+        signals: SignalWriter,
     ) -> None:
         self._ledger = ledger
         self._catalogue = catalogue
         self._codes = codes
+        self._till_codes = till_codes
+        self._lockout = lockout
         self._clock = clock
         self._signals = signals
-        self._desk = Coalescer(self._redeem_all, batch_max=BATCH_MAX, queue_max=QUEUE_MAX, deadline_s=DEADLINE_S)
+        self._desk = Coalescer(
+            self._serve, batch_max=BATCH_MAX, queue_max=QUEUE_MAX, deadline_s=DEADLINE_S, flushes_max=FLUSHES_MAX
+        )
 
     @property
     def depth(self) -> int:
-        """Redemptions waiting for their turn."""
+        """Requests waiting for their turn."""
         return self._desk.depth
 
     async def drained(self) -> None:
-        """Returns when no redemption is under way."""
+        """Returns when nothing is under way."""
         await self._desk.drained()
 
-    async def redeem(self, caller: Caller, request: RedeemRequest) -> Redeemed | Refusal:
+    async def redeem(self, caller: Caller, request: RedeemRequest) -> Done | Refusal:
         """One redemption, durable when this returns. Raises Unavailable when the outcome is not known."""
-        voucher_id = self._codes.decode(request.voucher_code)
-        if voucher_id is None:
-            return NO_SUCH_CODE
+        return await self._take(caller, request, Scope.USE, request.use_request_no)
+
+    async def hold(self, caller: Caller, request: HoldRequest) -> Done | Refusal:
+        """One hold, durable when this returns. Raises Unavailable when the outcome is not known."""
+        return await self._take(caller, request, Scope.HOLD, request.hold_request_no)
+
+    async def redeem_offline(self, caller: Caller, request: OfflineRedemption) -> Done | Refusal:
+        """One redemption that was taken at `request.taken_at`; its rules are judged as of then."""
+        return await self._take(caller, request, Scope.USE, request.use_request_no)
+
+    async def _take(
+        self, caller: Caller, request: RedeemRequest | HoldRequest | OfflineRedemption, scope: Scope, request_no: str
+    ) -> Done | Refusal:
+        if locked := self._lockout.refusal(caller):
+            return locked
+        taken_at = request.taken_at if isinstance(request, OfflineRedemption) else None
+        shown = self._till_codes.read(request.voucher_code, taken_at or self._clock.now())
+        is_mistimed = shown is None
+        if shown is None:
+            named = self._till_codes.mistimed(request.voucher_code, taken_at or self._clock.now())
+            if named is None:
+                return await self._lockout.failed(caller)
+            shown = Presented(named, None)
         if caller.holder_no not in self._catalogue.current.merchants:
             raise Overloaded("the merchant was enrolled a moment ago")
-        return await self._desk.submit(self._attempt(caller, request, voucher_id))
+        attempt = self._attempt(caller, request, number(scope, caller.holder_no, request_no), shown)
+        attempt.is_mistimed, attempt.taken_at = is_mistimed, taken_at
+        attempt.hold_ttl_s = request.hold_ttl_s if isinstance(request, HoldRequest) else None
+        return await self._desk.submit(attempt, caller.holder_no)
 
-    def _attempt(self, caller: Caller, request: RedeemRequest, voucher_id: int) -> Attempt:
-        key = number_key(Scope.USE, caller.holder_no, request.use_request_no)
-        sent = body_hash(voucher_id, request.order_no, request.bill_fen)
+    def _attempt(
+        self,
+        caller: Caller,
+        request: RedeemRequest | HoldRequest | OfflineRedemption,
+        sent: Number,
+        shown: Presented,
+    ) -> Attempt:
+        voucher_id = shown.voucher_id
         return Attempt(
             caller=caller,
-            request=request,
+            request_no=sent.text,
+            order_no=request.order_no,
+            bill_fen=request.bill_fen,
+            other_offers=request.other_offers,
             voucher_id=voucher_id,
             bucket=bucket_of(unpack_voucher_id(voucher_id).partition, self._catalogue.current.buckets),
-            number=Number(key, sent, voucher_id),
-            order=Number(
-                number_key(Scope.ORDER, caller.holder_no, request.order_no), body_hash(key, voucher_id), voucher_id
+            number=sent._replace(
+                voucher_id=voucher_id, body_hash=body_hash(voucher_id, request.order_no, request.bill_fen)
             ),
+            order=number(Scope.ORDER, caller.holder_no, request.order_no, voucher_id=voucher_id),
+            window=shown.window,
         )
 
-    async def _redeem_all(self, attempts: Sequence[Attempt]) -> list[Redeemed | Refusal]:
-        firsts = distinct(attempts)
-        steps = (self._check_numbers, self._look, self._register, self._book)
-        await go_through(list(firsts.values()), steps, self._catalogue.current, self._clock.now())
-        outcomes = [firsts[attempt.number.key, attempt.number.body_hash].outcome for attempt in attempts]
-        return [outcome for outcome in outcomes if outcome is not None]
+    # ------------------------------------------------------------ together, from here on
 
-    async def _check_numbers(self, attempts: Sequence[Attempt], catalogue: Catalogue, now: datetime) -> None:
-        numbers = [number for attempt in attempts for number in (attempt.number, attempt.order)]
-        owners = await self._ledger.owners(numbers, catalogue.buckets)
-        for attempt in attempts:
-            attempt.outcome = _conflict(attempt, owners)
+    async def _serve(self, attempts: Sequence[Attempt]) -> list[Done | Refusal]:
+        return await serve(attempts, self._look, self._book, _stakes)
 
-    async def _look(self, attempts: Sequence[Attempt], catalogue: Catalogue, now: datetime) -> None:
-        async def states(part: Sequence[Attempt], bucket: int) -> None:
-            asked = [(a.voucher_id, a.caller.holder_no, a.request.use_request_no) for a in part]
-            for attempt, state in zip(part, await self._ledger.states(asked, bucket), strict=True):
-                attempt.state = state
-                attempt.outcome = self._judge(attempt, state, catalogue, now)
+    async def _look(self, attempts: Sequence[Attempt]) -> None:
+        now, buckets = self._clock.now(), self._catalogue.current.buckets
 
-        await each_bucket(attempts, lambda attempt: attempt.bucket, states)
+        async def states(part: Sequence[Attempt], bucket: int) -> list[VoucherState]:
+            asked = [
+                (
+                    a.voucher_id,
+                    a.caller.holder_no,
+                    a.request_no,
+                    a.hold_ttl_s is not None,
+                    business_day(a.taken_at or now),
+                )
+                for a in part
+            ]
+            return await self._ledger.states(asked, bucket, now)
 
-    def _judge(
-        self, attempt: Attempt, state: VoucherState, catalogue: Catalogue, now: datetime
-    ) -> Redeemed | Refusal | None:
-        offer = None if state.stock_no is None else catalogue.offers.get(state.stock_no)
+        for attempt, state in zip(
+            attempts, await each_bucket(attempts, lambda attempt: attempt.bucket, states), strict=True
+        ):
+            again = attempt.state is not None
+            attempt.state = state
+            attempt.outcome = self._judge(attempt, state, now)
+            attempt.asks_numbers = again or isinstance(attempt.outcome, Refusal) or not _is_at_home(attempt, buckets)
+        await self._look_at_numbers([attempt for attempt in attempts if attempt.asks_numbers])
+
+    async def _look_at_numbers(self, attempts: Sequence[Attempt]) -> None:
+        """A number that stands for something else is told before any rule. Booking finds it anyway: it is asked here
+        only of those that a rule forbids, of those that met another request of their own batch, and of those whose
+        numbers have another home, where booking would register one though the other stands for something else."""
+        if not attempts:
+            return
+        catalogue = self._catalogue.current
+        numbers = [sent for attempt in attempts for sent in (attempt.number, attempt.order)]
+        taken = await self._ledger.taken(numbers, catalogue.oldest_id, catalogue.buckets)
+        for attempt, is_taken, is_order_taken in zip(attempts, taken[::2], taken[1::2], strict=True):
+            if isinstance(attempt.outcome, Done):
+                continue
+            if is_taken:
+                attempt.outcome = _mismatch(attempt)
+            elif is_order_taken and attempt.outcome not in (NO_SUCH_CODE, _mismatch(attempt)):
+                attempt.outcome = ONE_A_PAYMENT
+
+    def _judge(self, attempt: Attempt, state: VoucherState, now: datetime) -> Done | Refusal | None:
+        offer = None if state.stock_no is None else self._catalogue.current.offers.get(state.stock_no)
+        if state.mine_at is not None and offer is not None:
+            is_same = (state.mine_bill_fen, state.mine_order_no) == (attempt.bill_fen, attempt.order_no)
+            return self._word(attempt, state.mine_at, state.mine_expires_at, True) if is_same else _mismatch(attempt)
+        if attempt.is_mistimed or is_spent(attempt.window, state.last_at):
+            return NO_SUCH_CODE
+        if offer is None and attempt.voucher_id < self._catalogue.current.oldest_id:
+            return LONG_OVER
         if offer is None:  # not drained yet, or its round is newer than our catalogue
             return CONFIRMING
-        if state.mine_at is not None:
-            return self._word(attempt, catalogue, state.mine_at, replayed=True)
         if state.last_attempt is not None and state.last_credit != "ISSUED":
             return USED
-        saving = judge(offer, catalogue.merchants[attempt.caller.holder_no], attempt.request.bill_fen, now)
+        return HELD if state.is_held else self._judge_rules(attempt, offer, state, now)
+
+    def _judge_rules(self, attempt: Attempt, offer: Offer, state: VoucherState, now: datetime) -> Refusal | None:
+        if attempt.taken_at is not None and attempt.taken_at < now - OFFLINE_AGE_MAX:
+            return TOO_OLD
+        attempt.judged_at = attempt.taken_at or now
+        saving = judge(
+            offer,
+            self._catalogue.current.merchants[attempt.caller.holder_no],
+            attempt.bill_fen,
+            attempt.judged_at,
+            claimed_at=state.claimed_at,
+            other_offers=attempt.other_offers,
+            is_rotating=attempt.window is not None,
+        )
         if isinstance(saving, Refusal):
             return saving
+        if state.is_stock_expired:  # an upload of before whose money went back meanwhile
+            return USED
+        if state.cap is not None:
+            return REFUSALS[state.cap]
         attempt.saving = saving
+        if attempt.hold_ttl_s is not None:
+            ends_at = valid_until_of(offer, state.claimed_at or offer.valid_from)
+            attempt.expires_at = min(now + timedelta(seconds=attempt.hold_ttl_s), ends_at)
         return None
 
-    async def _register(self, attempts: Sequence[Attempt], catalogue: Catalogue, now: datetime) -> None:
-        numbers = [number for attempt in attempts for number in (attempt.number, attempt.order)]
-        owners = await self._ledger.take(numbers, catalogue.buckets)
-        for attempt in attempts:
-            attempt.outcome = _conflict(attempt, owners)
+    async def _book(self, attempts: Sequence[Attempt]) -> None:
+        catalogue, now = self._catalogue.current, self._clock.now()
+        await self._register_elsewhere(attempts)
 
-    async def _book(self, attempts: Sequence[Attempt], catalogue: Catalogue, now: datetime) -> None:
-        async def book(part: Sequence[Attempt], bucket: int) -> None:
-            uses = [_use(attempt) for attempt in part]
-            booked = await self._ledger.redeem(uses, bucket, now, business_day(now))
-            for attempt, (outcome, redeemed_at) in zip(part, booked, strict=True):
-                attempt.outcome = self._settle(attempt, catalogue, outcome, redeemed_at)
+        async def book(part: Sequence[Attempt], bucket: int) -> list[tuple[str, datetime, datetime | None]]:
+            uses = [_use(attempt, catalogue.buckets) for attempt in part]
+            return await self._ledger.redeem(uses, bucket, now, catalogue.oldest_id)
 
-        await each_bucket(attempts, lambda attempt: attempt.bucket, book)
+        free = [attempt for attempt in attempts if attempt.outcome is None and _is_before_its_end(attempt, now)]
+        booked = await each_bucket(free, lambda attempt: attempt.bucket, book)
+        for attempt, (outcome, at, expires_at) in zip(free, booked, strict=True):
+            attempt.outcome = self._settle(attempt, outcome, at, expires_at)
 
-    def _settle(self, attempt: Attempt, catalogue: Catalogue, outcome: str, at: datetime) -> Redeemed | Refusal:
+    async def _register_elsewhere(self, attempts: Sequence[Attempt]) -> None:
+        catalogue = self._catalogue.current
+        owned = [
+            (attempt, sent)
+            for attempt in attempts
+            for sent in (attempt.number, attempt.order)
+            if sent.home(catalogue.buckets) != attempt.bucket
+        ]
+        if not owned:
+            return
+        taken = await self._ledger.register([sent for _, sent in owned], catalogue.oldest_id, catalogue.buckets)
+        for (attempt, sent), is_taken in zip(owned, taken, strict=True):
+            if is_taken and attempt.outcome is None:
+                attempt.outcome = _mismatch(attempt) if sent is attempt.number else ONE_A_PAYMENT
+
+    def _settle(self, attempt: Attempt, outcome: str, at: datetime, expires_at: datetime | None) -> Done | Refusal:
         match outcome:
-            case "REDEEMED":
-                self._signal(attempt, catalogue, at)
-                return self._word(attempt, catalogue, at, replayed=False)
+            case "DONE":
+                self._signal(attempt, at)
+                return self._word(attempt, at, expires_at, False)
             case "REPLAYED":
-                return self._word(attempt, catalogue, at, replayed=True)
-            case "CONFIRMING":
-                return CONFIRMING
-            case "USED" | "RETURNED" | "EXPIRED":
-                return USED
+                return self._word(attempt, at, expires_at, True)
+            case "MISMATCH":
+                return _mismatch(attempt)
+            case _ if outcome in REFUSALS:
+                return REFUSALS[outcome]
             case _:
                 raise Broken(f"redeem_batch answered {outcome!r}")
 
-    def _word(self, attempt: Attempt, catalogue: Catalogue, at: datetime, *, replayed: bool) -> Redeemed:
+    def _word(self, attempt: Attempt, at: datetime, expires_at: datetime | None, replayed: bool) -> Done:
         assert attempt.state is not None and attempt.state.stock_no is not None
-        offer, bill_fen = catalogue.offers[attempt.state.stock_no], attempt.request.bill_fen
-        answer = RedeemAnswer(
-            use_request_no=attempt.request.use_request_no,
-            order_no=attempt.request.order_no,
-            voucher_code=self._codes.encode(attempt.voucher_id),
-            stock_id=offer.stock_id,
-            state="USED",
-            bill_fen=bill_fen,
-            discount_fen=offer.face_value_fen,
-            to_pay_fen=bill_fen - offer.face_value_fen,
-            subsidy_fen=offer.funded_fen,
-            redeemed_at=rfc3339(at),
-        )
-        return Redeemed(answer, replayed)
-
-    def _signal(self, attempt: Attempt, catalogue: Catalogue, at: datetime) -> None:
-        assert attempt.state is not None and attempt.state.person is not None and attempt.state.stock_no is not None
-        offer = catalogue.offers[attempt.state.stock_no]
-        self._signals.offer(
-            RedeemSignal(
-                at_ms=to_ms(at),
-                voucher_id=attempt.voucher_id,
-                person=attempt.state.person.hex,
-                merchant_no=attempt.caller.holder_no,
-                terminal_no=attempt.caller.terminal_no,
-                bill_fen=attempt.request.bill_fen,
-                subsidy_fen=offer.funded_fen,
-                minimum_fen=offer.transaction_minimum_fen,
+        offer = self._catalogue.current.offers[attempt.state.stock_no]
+        code = self._codes.encode(attempt.voucher_id)
+        if expires_at is not None:
+            return Done(
+                hold_answer(attempt.request_no, attempt.order_no, code, offer, attempt.bill_fen, at, expires_at),
+                replayed,
             )
+        return Done(redeem_answer(attempt.request_no, attempt.order_no, code, offer, attempt.bill_fen, at), replayed)
+
+    def _signal(self, attempt: Attempt, at: datetime) -> None:
+        state = attempt.state
+        if attempt.hold_ttl_s is not None or state is None or state.person is None or state.stock_no is None:
+            return
+        offer = self._catalogue.current.offers[state.stock_no]
+        self._signals.offer(
+            redeem_signal(attempt.caller, attempt.voucher_id, state.person, offer, attempt.bill_fen, at)
         )
 
 
-def _conflict(attempt: Attempt, owners: dict[UUID, Registered]) -> Refusal | None:
-    if is_mismatch(attempt.number, owners):
-        return MISMATCH
-    return ONE_A_PAYMENT if is_mismatch(attempt.order, owners) else None
+def redeem_answer(
+    use_request_no: str, order_no: str, voucher_code: str, offer: Offer, bill_fen: int, at: datetime
+) -> RedeemAnswer:
+    """A redemption in words, from what stands in the books."""
+    return RedeemAnswer(
+        use_request_no=use_request_no,
+        order_no=order_no,
+        voucher_code=voucher_code,
+        stock_id=offer.stock_id,
+        state="USED",
+        bill_fen=bill_fen,
+        discount_fen=offer.face_value_fen,
+        to_pay_fen=bill_fen - offer.face_value_fen,
+        subsidy_fen=offer.funded_fen,
+        redeemed_at=rfc3339(at),
+    )
 
 
-def _use(attempt: Attempt) -> Use:
+def hold_answer(
+    hold_request_no: str,
+    order_no: str,
+    voucher_code: str,
+    offer: Offer,
+    bill_fen: int,
+    held_at: datetime,
+    expires_at: datetime,
+    state: str = "LOCKED",
+) -> HoldAnswer:
+    """A hold in words, from what stands in the books."""
+    return HoldAnswer(
+        hold_request_no=hold_request_no,
+        order_no=order_no,
+        voucher_code=voucher_code,
+        stock_id=offer.stock_id,
+        state=state,
+        bill_fen=bill_fen,
+        discount_fen=offer.face_value_fen,
+        to_pay_fen=bill_fen - offer.face_value_fen,
+        held_at=rfc3339(held_at),
+        expires_at=rfc3339(expires_at),
+    )
+
+
+def redeem_signal(
+    caller: Caller, voucher_id: int, person: UUID, offer: Offer, bill_fen: int, at: datetime
+) -> RedeemSignal:
+    """What anti-fraud hears of a redemption."""
+    return RedeemSignal(
+        at_ms=to_ms(at),
+        voucher_id=voucher_id,
+        person=person.hex,
+        merchant_no=caller.holder_no,
+        terminal_no=caller.terminal_no,
+        bill_fen=bill_fen,
+        subsidy_fen=offer.funded_fen,
+        minimum_fen=offer.transaction_minimum_fen,
+    )
+
+
+def _is_at_home(attempt: Attempt, buckets: int) -> bool:
+    return attempt.number.home(buckets) == attempt.order.home(buckets) == attempt.bucket
+
+
+def _is_before_its_end(attempt: Attempt, now: datetime) -> bool:
+    """Else the voucher ran out since it was looked at: it is looked at again."""
+    return attempt.expires_at is None or now < attempt.expires_at
+
+
+def _mismatch(attempt: Attempt) -> Refusal:
+    return mismatch("hold_request_no" if attempt.number.scope is Scope.HOLD else "use_request_no")
+
+
+def _stakes(attempt: Attempt) -> Iterable[Hashable]:
+    assert attempt.state is not None
+    return attempt.voucher_id, attempt.number.key, attempt.order.key, attempt.state.person
+
+
+def _use(attempt: Attempt, buckets: int) -> Use:
     assert attempt.saving is not None and attempt.state is not None and attempt.state.stock_no is not None
+    assert attempt.judged_at is not None
     return Use(
         voucher_id=attempt.voucher_id,
         stock_no=attempt.state.stock_no,
         merchant_no=attempt.caller.holder_no,
         terminal_no=attempt.caller.terminal_no,
-        bill_fen=attempt.request.bill_fen,
+        bill_fen=attempt.bill_fen,
         subsidy_fen=attempt.saving.subsidy_fen,
-        use_request_no=attempt.request.use_request_no,
-        order_no=attempt.request.order_no,
+        request_no=attempt.request_no,
+        order_no=attempt.order_no,
+        expires_at=attempt.expires_at,
+        request_key=attempt.number.key,
+        order_key=attempt.order.key,
+        body_hash=attempt.number.body_hash,
+        is_use_here=attempt.number.home(buckets) == attempt.bucket,
+        is_order_here=attempt.order.home(buckets) == attempt.bucket,
+        taken_at=attempt.judged_at,
+        taken_on=business_day(attempt.judged_at),
+        is_offline=attempt.taken_at is not None,
     )
-
-
-NO_SUCH_CODE = Refusal(
-    code=Code.RESOURCE_NOT_EXISTS,
-    detail="there is no such voucher; check the code for a typing error",
-    pointer="voucher_code",
-)
-USED = Refusal(code=Code.USED_BY_ANOTHER_ORDER, detail="the voucher cannot be used any more", pointer="voucher_code")
-CONFIRMING = Refusal(
-    code=Code.CONFIRMING, detail="the voucher was claimed a moment ago; send the same request again", retry_after_s=1
-)
-MISMATCH = Refusal(
-    code=Code.IDEMPOTENCY_MISMATCH,
-    detail="this number was used with another request; take a new number for a new request",
-    pointer="use_request_no",
-)
-ONE_A_PAYMENT = Refusal(
-    code=Code.RULE_LIMIT,
-    rule="ONE_VOUCHER_PER_PAYMENT",
-    detail="this payment already used a voucher; one city voucher a payment",
-    pointer="order_no",
-)

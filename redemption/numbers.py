@@ -1,10 +1,12 @@
 """Request numbers of tills: the one place of their idempotency.
 
-A number is registered in the bucket of its own hash before anything happens, with a hash of what it was
-sent with. So it is unique over all buckets, and a second body under it is found wherever the voucher lives.
+A number has a home, the bucket of its own hash, and is decided there, under that bucket's lock. Where the voucher
+lives there too, the row that the number made (a redemption, a hold) is its registration. Where it does not, the number
+is registered at home first, in a transaction of its own, with a hash of what it was sent with. So a number is unique
+over all buckets, and a second body under it is found wherever the voucher lives.
 """
 
-from enum import IntEnum
+from enum import StrEnum
 from hashlib import blake2b
 from typing import NamedTuple
 from uuid import UUID
@@ -12,30 +14,43 @@ from uuid import UUID
 from kernel.partitions import bucket_of_key
 
 
-class Scope(IntEnum):
+class Scope(StrEnum):
     """What a number names; numbers of different scopes never meet."""
 
-    USE = 1
-    REFUND = 2
-    ORDER = 3
+    USE = "USE"
+    REFUND = "REFUND"
+    ORDER = "ORDER"
+    HOLD = "HOLD"
+    CANCEL = "CANCEL"
+
+
+_TAGS = {Scope.USE: 1, Scope.REFUND: 2, Scope.ORDER: 3, Scope.HOLD: 4, Scope.CANCEL: 5}
 
 
 class Number(NamedTuple):
-    """A request number with what it was sent with."""
+    """A merchant's number with what it was sent with. `body_hash` of a payment's number is 0: it stands for its
+    voucher, whatever else is sent with it."""
 
+    scope: Scope
     key: UUID
     body_hash: int
     voucher_id: int
+    merchant_no: int
+    text: str
 
-    def bucket(self, buckets: int) -> int:
-        """Where it is registered."""
+    def home(self, buckets: int) -> int:
+        """The bucket in which it is decided."""
         return bucket_of_key(self.key.bytes, buckets)
 
 
-def number_key(scope: Scope, merchant_no: int, number: str) -> UUID:
+def number(scope: Scope, merchant_no: int, text: str, *, body_hash: int = 0, voucher_id: int = 0) -> Number:
+    """A number as a merchant sent it."""
+    return Number(scope, number_key(scope, merchant_no, text), body_hash, voucher_id, merchant_no, text)
+
+
+def number_key(scope: Scope, merchant_no: int, text: str) -> UUID:
     """16 bytes that stand for one merchant's number in one scope."""
-    text = b"%d:%d:%s" % (scope, merchant_no, number.encode())
-    return UUID(bytes=blake2b(text, digest_size=16).digest())
+    return UUID(bytes=blake2b(b"%d:%d:%s" % (_TAGS[scope], merchant_no, text.encode()), digest_size=16).digest())
 
 
 def body_hash(*parts: object) -> int:

@@ -1,12 +1,12 @@
-"""Refund at the till, in full: the use case behind POST /v1/refunds.
+"""Refund at the till, whole or in part: the use case behind POST /v1/refunds.
 
-The same steps as a redemption: look up what the numbers stand for, check the amount, take the refund's
-number, book under the bucket's lock. Whether the voucher lives again is the offer's refund policy.
+What the city takes back of the subsidy, and whether the voucher lives again, is the offer's refund policy
+(offers.taken_back). It is worked out from what was read; should another refund come between, booking says so, and it
+is worked out again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from datetime import datetime
-from typing import Annotated
 
 import msgspec
 
@@ -14,44 +14,23 @@ from antifraud.gate import RefundSignal, SignalWriter
 from kernel.batching import Coalescer
 from kernel.clock import Clock, business_day, rfc3339, to_ms
 from kernel.errors import Broken, Code, Refusal
-from kernel.ids import RequestNo, unpack_voucher_id
-from kernel.money import AMOUNT_FEN_MAX, format_yuan
+from kernel.ids import unpack_voucher_id
+from kernel.money import format_yuan
 from kernel.partitions import bucket_of
 from kernel.signing import Caller
 from redemption.catalogue import Catalogue, LiveCatalogue
-from redemption.checkout import BATCH_MAX, DEADLINE_S, QUEUE_MAX
-from redemption.ledger import Ledger, TakeBack, VoucherState, each_bucket
-from redemption.numbers import Number, Scope, body_hash, number_key
-from redemption.steps import distinct, go_through, is_mismatch
+from redemption.checkout import BATCH_MAX, DEADLINE_S, FLUSHES_MAX, QUEUE_MAX
+from redemption.ledger import Ledger, TakeBack, UseState, each_bucket
+from redemption.numbers import Number, Scope, body_hash, number
+from redemption.offers import taken_back, valid_until_of
+from redemption.refusals import ALREADY_REFUNDED, NO_SUCH_REDEMPTION, REFUND_DEBT, mismatch
+from redemption.steps import serve
+from redemption.wire import Done, RefundAnswer, RefundRequest
+
+MISMATCH = mismatch("refund_request_no")
 
 
-class RefundRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One refund as a till sends it: which redemption, and the cash given back."""
-
-    refund_request_no: RequestNo
-    use_request_no: RequestNo
-    refund_fen: Annotated[int, msgspec.Meta(ge=1, le=AMOUNT_FEN_MAX)]
-
-
-class RefundAnswer(msgspec.Struct, frozen=True):
-    """A refund as the till is told, every time it asks."""
-
-    refund_request_no: str
-    use_request_no: str
-    refund_fen: int
-    voucher_state: str
-    subsidy_fen: int
-    refunded_at: str
-
-
-class Refunded(msgspec.Struct, frozen=True):
-    """A refund's answer, and whether it was given before."""
-
-    answer: RefundAnswer
-    replayed: bool
-
-
-class Attempt(msgspec.Struct):
+class Attempt(msgspec.Struct, kw_only=True):
     """One request on its way through the steps; `outcome` ends it."""
 
     caller: Caller
@@ -60,8 +39,10 @@ class Attempt(msgspec.Struct):
     number: Number
     bucket: int = 0
     voucher_id: int = 0
-    state: VoucherState | None = None
-    outcome: Refunded | Refusal | None = None
+    state: UseState | None = None
+    subsidy_fen: int = 0
+    is_restored: bool = False
+    outcome: Done | Refusal | None = None
 
 
 class RefundDesk:
@@ -72,156 +53,182 @@ class RefundDesk:
         self._catalogue = catalogue
         self._clock = clock
         self._signals = signals
-        self._desk = Coalescer(self._refund_all, batch_max=BATCH_MAX, queue_max=QUEUE_MAX, deadline_s=DEADLINE_S)
+        self._desk = Coalescer(
+            self._serve, batch_max=BATCH_MAX, queue_max=QUEUE_MAX, deadline_s=DEADLINE_S, flushes_max=FLUSHES_MAX
+        )
 
     async def drained(self) -> None:
         """Returns when no refund is under way."""
         await self._desk.drained()
 
-    async def refund(self, caller: Caller, request: RefundRequest) -> Refunded | Refusal:
+    async def refund(self, caller: Caller, request: RefundRequest) -> Done | Refusal:
         """One refund, durable when this returns. Raises Unavailable when the outcome is not known."""
         sent = body_hash(request.use_request_no, request.refund_fen)
-        return await self._desk.submit(
-            Attempt(
-                caller=caller,
-                request=request,
-                use=Number(number_key(Scope.USE, caller.holder_no, request.use_request_no), 0, 0),
-                number=Number(number_key(Scope.REFUND, caller.holder_no, request.refund_request_no), sent, 0),
-            )
+        attempt = Attempt(
+            caller=caller,
+            request=request,
+            use=number(Scope.USE, caller.holder_no, request.use_request_no),
+            number=number(Scope.REFUND, caller.holder_no, request.refund_request_no, body_hash=sent),
         )
+        return await self._desk.submit(attempt, caller.holder_no)
 
-    async def _refund_all(self, attempts: Sequence[Attempt]) -> list[Refunded | Refusal]:
-        firsts = distinct(attempts)
-        steps = (self._check_numbers, self._look, self._register, self._book)
-        await go_through(list(firsts.values()), steps, self._catalogue.current, self._clock.now())
-        outcomes = [firsts[attempt.number.key, attempt.number.body_hash].outcome for attempt in attempts]
-        return [outcome for outcome in outcomes if outcome is not None]
+    async def _serve(self, attempts: Sequence[Attempt]) -> list[Done | Refusal]:
+        return await serve(attempts, self._look, self._book, _stakes)
 
-    async def _check_numbers(self, attempts: Sequence[Attempt], catalogue: Catalogue, now: datetime) -> None:
-        numbers = [number for attempt in attempts for number in (attempt.number, attempt.use)]
-        owners = await self._ledger.owners(numbers, catalogue.buckets)
-        for attempt in attempts:
-            use = owners.get(attempt.use.key)
-            if use is None:
+    async def _look(self, attempts: Sequence[Attempt]) -> None:
+        catalogue, now = self._catalogue.current, self._clock.now()
+        await self._find(attempts, catalogue)
+        known = [attempt for attempt in attempts if attempt.outcome is None]
+
+        async def states(part: Sequence[Attempt], bucket: int) -> list[UseState]:
+            asked = [(a.voucher_id, a.caller.holder_no, a.use.text, a.number.text) for a in part]
+            return await self._ledger.use_states(asked, bucket)
+
+        read = await each_bucket(known, lambda attempt: attempt.bucket, states)
+        for attempt, state in zip(known, read, strict=True):
+            attempt.state = state
+            attempt.outcome = _judge(attempt, state, catalogue, now)
+
+    async def _find(self, attempts: Sequence[Attempt], catalogue: Catalogue) -> None:
+        """The vouchers they are about; and who uses a number anew that stands for another refund."""
+        buckets = catalogue.buckets
+        found = await self._ledger.find([attempt.use for attempt in attempts], buckets)
+        for attempt, voucher_id in zip(attempts, found, strict=True):
+            if voucher_id is None:
                 attempt.outcome = NO_SUCH_REDEMPTION
                 continue
-            attempt.voucher_id = use.voucher_id
-            attempt.bucket = bucket_of(unpack_voucher_id(use.voucher_id).partition, catalogue.buckets)
-            attempt.number = attempt.number._replace(voucher_id=use.voucher_id)
-            attempt.outcome = MISMATCH if is_mismatch(attempt.number, owners) else None
+            attempt.voucher_id = voucher_id
+            attempt.bucket = bucket_of(unpack_voucher_id(voucher_id).partition, buckets)
+            attempt.number = attempt.number._replace(voucher_id=voucher_id)
+        known = [attempt for attempt in attempts if attempt.outcome is None]
+        taken = await self._ledger.taken([attempt.number for attempt in known], catalogue.oldest_id, buckets)
+        for attempt, is_taken in zip(known, taken, strict=True):
+            attempt.outcome = MISMATCH if is_taken else None
 
-    async def _look(self, attempts: Sequence[Attempt], catalogue: Catalogue, now: datetime) -> None:
-        async def states(part: Sequence[Attempt], bucket: int) -> None:
-            asked = [(a.voucher_id, a.caller.holder_no, a.request.use_request_no) for a in part]
-            for attempt, state in zip(part, await self._ledger.states(asked, bucket), strict=True):
-                attempt.state = state
-                attempt.outcome = _judge(attempt, state, catalogue)
+    async def _book(self, attempts: Sequence[Attempt]) -> None:
+        catalogue, now = self._catalogue.current, self._clock.now()
+        numbers = [attempt.number for attempt in attempts]
+        taken = await self._ledger.register(numbers, catalogue.oldest_id, catalogue.buckets)
+        for attempt, is_taken in zip(attempts, taken, strict=True):
+            attempt.outcome = MISMATCH if is_taken else None
 
-        await each_bucket(attempts, lambda attempt: attempt.bucket, states)
-
-    async def _register(self, attempts: Sequence[Attempt], catalogue: Catalogue, now: datetime) -> None:
-        owners = await self._ledger.take([attempt.number for attempt in attempts], catalogue.buckets)
-        for attempt in attempts:
-            attempt.outcome = MISMATCH if is_mismatch(attempt.number, owners) else None
-
-    async def _book(self, attempts: Sequence[Attempt], catalogue: Catalogue, now: datetime) -> None:
-        async def book(part: Sequence[Attempt], bucket: int) -> None:
+        async def book(part: Sequence[Attempt], bucket: int) -> list[tuple[str, str | None, int | None, datetime]]:
             refunds = [_take_back(attempt) for attempt in part]
-            booked = await self._ledger.refund(refunds, bucket, now, business_day(now))
-            for attempt, (outcome, credit, at) in zip(part, booked, strict=True):
-                attempt.outcome = self._settle(attempt, outcome, credit, at)
+            return await self._ledger.refund(refunds, bucket, now, business_day(now))
 
-        await each_bucket(attempts, lambda attempt: attempt.bucket, book)
+        free = [attempt for attempt in attempts if attempt.outcome is None]
+        booked = await each_bucket(free, lambda attempt: attempt.bucket, book)
+        for attempt, (outcome, credit, subsidy_fen, at) in zip(free, booked, strict=True):
+            attempt.outcome = self._settle(attempt, outcome, credit, subsidy_fen, at)
 
-    def _settle(self, attempt: Attempt, outcome: str, credit: str | None, at: datetime) -> Refunded | Refusal:
+    def _settle(
+        self, attempt: Attempt, outcome: str, credit: str | None, subsidy_fen: int | None, at: datetime
+    ) -> Done | Refusal | None:
+        assert attempt.state is not None
         match outcome:
-            case "REFUNDED":
-                self._signal(attempt, at)
-                return _word(attempt, credit, at, replayed=False)
-            case "REPLAYED":
-                return _word(attempt, credit, at, replayed=True)
+            case "DONE":
+                assert subsidy_fen is not None
+                self._signal(attempt, subsidy_fen, at)
+                return _word(attempt, credit, subsidy_fen, attempt.state.back_fen + subsidy_fen, at, replayed=False)
+            case "REPLAYED" | "CHANGED":  # another refund came between, or this very one: look again
+                return None
             case "NOT_FOUND":
                 return NO_SUCH_REDEMPTION
-            case "ALREADY_REFUNDED":
+            case "RETURNED":
                 return ALREADY_REFUNDED
             case "OVER_LIMIT":
-                return OVER_LIMIT
+                return REFUND_DEBT
             case _:
                 raise Broken(f"refund_batch answered {outcome!r}")
 
-    def _signal(self, attempt: Attempt, at: datetime) -> None:
-        state = attempt.state
-        assert state is not None and state.person is not None and state.mine_subsidy_fen is not None
+    def _signal(self, attempt: Attempt, subsidy_fen: int, at: datetime) -> None:
+        assert attempt.state is not None and attempt.state.person is not None
         self._signals.offer(
             RefundSignal(
                 at_ms=to_ms(at),
                 voucher_id=attempt.voucher_id,
-                person=state.person.hex,
+                person=attempt.state.person.hex,
                 merchant_no=attempt.caller.holder_no,
-                subsidy_fen=state.mine_subsidy_fen,
+                subsidy_fen=subsidy_fen,
             )
         )
 
 
-def _judge(attempt: Attempt, state: VoucherState, catalogue: Catalogue) -> Refunded | Refusal | None:
-    if state.mine_at is None or state.stock_no is None or state.mine_bill_fen is None:
+def _judge(attempt: Attempt, state: UseState, catalogue: Catalogue, now: datetime) -> Done | Refusal | None:
+    offer = None if state.stock_no is None else catalogue.offers.get(state.stock_no)
+    if offer is None or state.bill_fen is None or state.subsidy_fen is None or state.claimed_at is None:
         return NO_SUCH_REDEMPTION
-    if state.refund_request_no is not None and state.refunded_at is not None:
-        if state.refund_request_no != attempt.request.refund_request_no:
-            return ALREADY_REFUNDED
-        return _word(attempt, state.refund_credit, state.refunded_at, replayed=True)
-    paid_fen = state.mine_bill_fen - catalogue.offers[state.stock_no].face_value_fen
-    asked_fen = attempt.request.refund_fen
-    if asked_fen > paid_fen:
-        return _rule(
-            "REFUND_EXCEEDS_PAID",
-            f"the customer paid {format_yuan(paid_fen)} yuan; {format_yuan(asked_fen)} yuan cannot be given back",
-        )
-    if asked_fen < paid_fen:
-        return _rule("FULL_REFUND_ONLY", f"a refund gives back all that was paid, {format_yuan(paid_fen)} yuan")
+    if state.mine_at is not None and state.mine_subsidy_fen is not None:
+        back_fen = state.mine_back_fen or 0
+        return _word(attempt, state.mine_credit, state.mine_subsidy_fen, back_fen, state.mine_at, replayed=True)
+    paid_fen, asked_fen = state.bill_fen - offer.face_value_fen, attempt.request.refund_fen
+    left_fen = paid_fen - state.refunded_fen
+    if state.refunds and left_fen == 0:
+        return ALREADY_REFUNDED
+    if asked_fen > left_fen or (asked_fen == 0 and paid_fen > 0):
+        return _not_so_much(asked_fen, left_fen)
+    attempt.subsidy_fen = taken_back(
+        offer.refund_policy,
+        paid_fen=paid_fen,
+        subsidy_fen=state.subsidy_fen,
+        refunded_before_fen=state.refunded_fen,
+        subsidy_back_before_fen=state.back_fen,
+        refund_fen=asked_fen,
+    )
+    if state.room_fen is not None and state.room_fen < attempt.subsidy_fen:
+        return REFUND_DEBT
+    attempt.is_restored = (
+        offer.refund_policy == "RESTORE"
+        and state.refunds == 0
+        and asked_fen == paid_fen
+        and now < valid_until_of(offer, state.claimed_at)
+    )
     return None
 
 
-def _word(attempt: Attempt, credit: str | None, at: datetime, *, replayed: bool) -> Refunded:
-    assert attempt.state is not None and attempt.state.mine_subsidy_fen is not None
+def _word(
+    attempt: Attempt, credit: str | None, subsidy_fen: int, back_fen: int, at: datetime, *, replayed: bool
+) -> Done:
+    assert attempt.state is not None
+    is_lost = back_fen == attempt.state.subsidy_fen
     answer = RefundAnswer(
         refund_request_no=attempt.request.refund_request_no,
         use_request_no=attempt.request.use_request_no,
         refund_fen=attempt.request.refund_fen,
-        voucher_state="EFFECTIVE" if credit == "ISSUED" else "RETURNED",
-        subsidy_fen=attempt.state.mine_subsidy_fen,
+        voucher_state="EFFECTIVE" if credit == "ISSUED" else "RETURNED" if is_lost else "USED",
+        subsidy_fen=subsidy_fen,
         refunded_at=rfc3339(at),
     )
-    return Refunded(answer, replayed)
+    return Done(answer, replayed)
+
+
+def _stakes(attempt: Attempt) -> Iterable[Hashable]:
+    return (attempt.voucher_id, attempt.number.key)
 
 
 def _take_back(attempt: Attempt) -> TakeBack:
+    assert attempt.state is not None
     return TakeBack(
         voucher_id=attempt.voucher_id,
         merchant_no=attempt.caller.holder_no,
         use_request_no=attempt.request.use_request_no,
         refund_request_no=attempt.request.refund_request_no,
         refund_fen=attempt.request.refund_fen,
+        subsidy_fen=attempt.subsidy_fen,
+        is_restored=attempt.is_restored,
+        refunds=attempt.state.refunds,
     )
 
 
-def _rule(rule: str, detail: str) -> Refusal:
-    return Refusal(code=Code.RULE_LIMIT, rule=rule, detail=detail, pointer="refund_fen")
-
-
-NO_SUCH_REDEMPTION = Refusal(
-    code=Code.RESOURCE_NOT_EXISTS, detail="you have no redemption under this number", pointer="use_request_no"
-)
-ALREADY_REFUNDED = Refusal(
-    code=Code.RULE_LIMIT, rule="ALREADY_REFUNDED", detail="this redemption was refunded under another number"
-)
-OVER_LIMIT = Refusal(
-    code=Code.RULE_LIMIT,
-    rule="REFUND_DEBT",
-    detail="refunds of settled sales would exceed what this merchant may owe; wait for the next settlement",
-)
-MISMATCH = Refusal(
-    code=Code.IDEMPOTENCY_MISMATCH,
-    detail="this number was used with another request; take a new number for a new request",
-    pointer="refund_request_no",
-)
+def _not_so_much(asked_fen: int, left_fen: int) -> Refusal:
+    if asked_fen == 0:
+        detail = f"say how much goes back; up to {format_yuan(left_fen)} yuan"
+    else:
+        detail = f"{format_yuan(left_fen)} yuan of what was paid are left; {format_yuan(asked_fen)} yuan cannot go back"
+    return Refusal(
+        code=Code.RULE_LIMIT,
+        rule="REFUND_EXCEEDS_PAID" if asked_fen else "REFUND_OF_NOTHING",
+        detail=detail,
+        pointer="refund_fen",
+        facts={"left_fen": left_fen, "asked_fen": asked_fen},
+    )

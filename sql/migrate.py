@@ -24,6 +24,7 @@ ROLES = (
     "hanquan_finance",
     "hanquan_antifraud",
     "hanquan_operator",
+    "hanquan_custodian",
     "hanquan_auditor",
 )
 

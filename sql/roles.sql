@@ -13,6 +13,7 @@ BEGIN
         'hanquan_finance',     -- settlement, reconciliation
         'hanquan_antifraud',   -- signals, verdicts, appeals
         'hanquan_operator',    -- campaigns, merchants, accounts
+        'hanquan_custodian',   -- retention, what people ask about themselves
         'hanquan_auditor'      -- reads everything, writes nothing
     ]
     LOOP

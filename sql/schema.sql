@@ -27,8 +27,21 @@ CREATE TYPE transfer_kind AS ENUM (
     'FUND', 'ISSUE', 'EXPIRE', 'SETTLE_HOLD', 'SETTLE_POST', 'SETTLE_VOID', 'RETURN', 'SUSPEND', 'CLEAR'
 );
 
-CREATE TYPE redeem_outcome AS ENUM ('REDEEMED', 'REPLAYED', 'CONFIRMING', 'USED', 'RETURNED', 'EXPIRED');
-CREATE TYPE refund_outcome AS ENUM ('REFUNDED', 'REPLAYED', 'NOT_FOUND', 'ALREADY_REFUNDED', 'OVER_LIMIT');
+CREATE TYPE till_outcome AS ENUM (
+    'DONE', 'REPLAYED',
+    'MISMATCH',       -- the number stands for another request
+    'ORDER_TAKEN',    -- the payment has another voucher
+    'CONFIRMING',     -- not in the books yet
+    'USED', 'RETURNED', 'EXPIRED',
+    'HELD',           -- another request holds it
+    'CAP_MONTH', 'CAP_CAMPAIGN',
+    'NOT_FOUND',
+    'RUN_OUT', 'CONFIRMED', 'CANCELLED',  -- how the hold ended
+    'CHANGED',        -- another refund came between: look again
+    'OVER_LIMIT'
+);
+CREATE TYPE hold_outcome AS ENUM ('CONFIRMED', 'CANCELLED');
+CREATE TYPE cap_period AS ENUM ('MONTH', 'CAMPAIGN');
 
 CREATE TYPE stock_state AS ENUM (
     'DRAFT',      -- being prepared
@@ -69,8 +82,11 @@ CREATE TABLE merchant (
     payee_account      text NOT NULL CHECK (payee_account ~ '^[0-9]{8,32}$'),
     payee_bank         text NOT NULL,
     suspended          boolean NOT NULL DEFAULT false,
-    refund_debt_fen_max bigint NOT NULL DEFAULT 1000000 CHECK (refund_debt_fen_max >= 0)
+    refund_debt_fen_max bigint NOT NULL DEFAULT 1000000 CHECK (refund_debt_fen_max >= 0),
+    suspended_until    timestamptz,
+    CHECK (suspended OR suspended_until IS NULL)
 );
+COMMENT ON COLUMN merchant.suspended_until IS 'When a suspension ends by itself; null: when somebody resumes it.';
 COMMENT ON COLUMN merchant.refund_debt_fen_max IS 'How far below zero refunds of settled sales may take what the city owes this merchant, '
     'in each bucket: a till looks at one bucket only.';
 
@@ -79,6 +95,7 @@ CREATE TABLE terminal (
     merchant_no  integer NOT NULL REFERENCES merchant,
     terminal_id  text NOT NULL CHECK (terminal_id ~ '^[A-Za-z0-9_-]{1,32}$'),
     suspended    boolean NOT NULL DEFAULT false,
+    store_no     integer,
     UNIQUE (merchant_no, terminal_id)
 );
 
@@ -157,11 +174,14 @@ CREATE TABLE stock (
     funded_fen               bigint NOT NULL CHECK (funded_fen BETWEEN 1 AND face_value_fen),
     valid_from               timestamptz NOT NULL,
     valid_until              timestamptz NOT NULL CHECK (valid_until > valid_from),
-    refund_policy            text NOT NULL CHECK (refund_policy IN ('RESTORE', 'RETURN_TO_BUDGET')),
+    refund_policy            text NOT NULL CHECK (refund_policy IN ('RESTORE', 'RETURN_TO_BUDGET', 'PAID_SHARE')),
     group_no                 smallint,
     is_granted               boolean NOT NULL DEFAULT false,
     state                    stock_state NOT NULL DEFAULT 'DRAFT',
     adjust_no                bigint NOT NULL DEFAULT 0,
+    valid_days               smallint CHECK (valid_days BETWEEN 1 AND 366),
+    stacks_with              text[] NOT NULL DEFAULT '{SHOP,PLATFORM}' CHECK (stacks_with <@ '{SHOP,PLATFORM}'),
+    till_code                text NOT NULL DEFAULT 'ANY' CHECK (till_code IN ('ANY', 'ROTATING')),
     CHECK (city_bp + platform_bp + merchant_bp = 10000),
     FOREIGN KEY (round_no, group_no) REFERENCES claim_group
 );
@@ -169,6 +189,10 @@ COMMENT ON COLUMN stock.funded_fen IS 'What the fund pays a merchant for one vou
 COMMENT ON COLUMN stock.state IS 'As it was last moved; a stock whose round has closed is ENDED whatever stands here (stock_state_at).';
 COMMENT ON COLUMN stock.quantity IS 'How many vouchers there are to give out; changed by edits and rollovers only.';
 COMMENT ON COLUMN stock.adjust_no IS 'The last adjustment (stock_adjustment) that quantity contains.';
+COMMENT ON COLUMN stock.valid_until IS 'The last moment for every voucher of the stock; its money expires after it, whenever single vouchers ended.';
+COMMENT ON COLUMN stock.valid_days IS 'A voucher ends with so many days from its claim on, that day being the first (voucher_end); none when null.';
+COMMENT ON COLUMN stock.stacks_with IS 'Whose reductions may be on the payment already.';
+COMMENT ON COLUMN stock.till_code IS 'ROTATING: only with the code that the phone shows anew each minute.';
 COMMENT ON COLUMN stock.is_granted IS 'Handed out by the city to a list of people; nobody can claim it.';
 
 CREATE TABLE pack (
@@ -191,13 +215,18 @@ CREATE TABLE pack_item (
 
 -- ---------------------------------------------------------------- vouchers
 
+CREATE FUNCTION number_hash(number text, owner integer) RETURNS integer
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$ SELECT (hashtextextended(number, owner) & 524287)::integer $$;
+COMMENT ON FUNCTION number_hash IS 'Nineteen bits: several numbers share one, so that an index keeps them as lists of a few bytes each. '
+    'Whoever looks compares the number itself.';
+
 -- voucher_id = round_no << 38 | partition << 28 | serial, so that a round is one range of numbers:
 -- one partition of each table below, which can be detached when the round is long over.
 -- No foreign key to stock: a check for each row would halve the drain; the audit checks it instead.
 CREATE TABLE voucher (
     voucher_id      bigint NOT NULL,
     claimed_at      timestamptz NOT NULL,
-    request_key     bigint NOT NULL,
+    request_key     integer NOT NULL,
     person          uuid NOT NULL,
     stock_no        integer NOT NULL,
     bucket          smallint NOT NULL,
@@ -207,8 +236,8 @@ CREATE TABLE voucher (
 ) PARTITION BY RANGE (voucher_id);
 -- Indexes beside a primary key start with another column than bucket: while a table is nearly empty the planner
 -- takes any index whose first column it knows, and a plan that scans a whole bucket outlives the emptiness.
-CREATE INDEX voucher_request ON voucher (request_key, bucket);
-COMMENT ON COLUMN voucher.request_key IS 'First 8 bytes of a hash of partner and out_request_no; an index entry a third of the text''s size.';
+CREATE INDEX voucher_request ON voucher ((request_key & 524287), bucket);
+COMMENT ON COLUMN voucher.request_key IS 'First 4 bytes of a hash of partner and out_request_no; indexed by nineteen bits of them (see number_hash).';
 COMMENT ON COLUMN voucher.person IS 'Keyed token of the person, 128 bits. Nothing else about a person is stored.';
 COMMENT ON COLUMN voucher.pack_no IS 'The pack it came in; null when it was claimed by itself.';
 
@@ -305,8 +334,10 @@ CREATE TABLE redemption (
     attempt         smallint NOT NULL CHECK (attempt > 0),
     use_request_no  text COLLATE "C" NOT NULL,
     order_no        text COLLATE "C" NOT NULL,
-    PRIMARY KEY (bucket, voucher_id, attempt)
+    PRIMARY KEY (voucher_id, bucket, attempt)
 ) PARTITION BY RANGE (voucher_id);
+CREATE INDEX redemption_use ON redemption (number_hash(use_request_no, merchant_no), bucket);
+CREATE INDEX redemption_order ON redemption (number_hash(order_no, merchant_no), bucket);
 CREATE INDEX redemption_day ON redemption USING brin (booked_on) WITH (pages_per_range = 32, autosummarize = on);
 COMMENT ON COLUMN redemption.order_no IS 'The shop''s payment; one city voucher a payment.';
 COMMENT ON COLUMN redemption.attempt IS '1 for the first use; a voucher that a refund gave back may be used again.';
@@ -316,8 +347,8 @@ COMMENT ON COLUMN redemption.booked_on IS 'Business day (Asia/Shanghai) whose se
 -- PAYABLE -> ISSUED (the voucher lives again) or PAYABLE -> RETURNED (it does not).
 CREATE TABLE refund (
     voucher_id         bigint NOT NULL,
-    subsidy_fen        bigint NOT NULL CHECK (subsidy_fen > 0),
-    refund_fen         bigint NOT NULL CHECK (refund_fen > 0),
+    subsidy_fen        bigint NOT NULL CHECK (subsidy_fen >= 0),
+    refund_fen         bigint NOT NULL CHECK (refund_fen >= 0),
     refunded_at        timestamptz NOT NULL,
     stock_no           integer NOT NULL,
     merchant_no        integer NOT NULL,
@@ -326,14 +357,80 @@ CREATE TABLE refund (
     attempt            smallint NOT NULL,
     credit             account_kind NOT NULL CHECK (credit IN ('ISSUED', 'RETURNED')),
     refund_request_no  text COLLATE "C" NOT NULL,
-    PRIMARY KEY (bucket, voucher_id, attempt),
-    FOREIGN KEY (bucket, voucher_id, attempt) REFERENCES redemption
+    refund_no          smallint NOT NULL CHECK (refund_no > 0),
+    PRIMARY KEY (voucher_id, bucket, attempt, refund_no),
+    FOREIGN KEY (voucher_id, bucket, attempt) REFERENCES redemption,
+    CHECK (subsidy_fen + refund_fen > 0),
+    CONSTRAINT restored_at_once CHECK (credit = 'RETURNED' OR refund_no = 1)
 ) PARTITION BY RANGE (voucher_id);
 CREATE INDEX refund_merchant ON refund (merchant_no, bucket, booked_on);
+COMMENT ON COLUMN refund.refund_no IS '1, 2, ... of a redemption. What is given back in parts never gives the voucher back.';
+COMMENT ON COLUMN refund.subsidy_fen IS 'What the city takes back of the subsidy; nothing in a step whose part of it is less than a fen.';
 
--- A till's numbers, unique over all buckets: a row lives in the bucket of its own key's hash and is
--- written before the redemption it belongs to. A row whose redemption lost a race stays: the number
--- is bound to what it was first sent with.
+-- Attempts of a voucher are counted over holds and redemptions. A hold that is confirmed becomes the redemption
+-- of the same attempt; one that runs out ends by the clock alone, and writes nothing.
+CREATE TABLE hold (
+    voucher_id       bigint NOT NULL,
+    subsidy_fen      bigint NOT NULL CHECK (subsidy_fen > 0),
+    bill_fen         bigint NOT NULL CHECK (bill_fen BETWEEN 1 AND 1000000000000),
+    held_at          timestamptz NOT NULL,
+    expires_at       timestamptz NOT NULL CHECK (expires_at > held_at),
+    stock_no         integer NOT NULL,
+    merchant_no      integer NOT NULL,
+    terminal_no      integer NOT NULL,
+    bucket           smallint NOT NULL,
+    attempt          smallint NOT NULL CHECK (attempt > 0),
+    hold_request_no  text COLLATE "C" NOT NULL,
+    order_no         text COLLATE "C" NOT NULL,
+    PRIMARY KEY (bucket, voucher_id, attempt)
+) PARTITION BY RANGE (voucher_id);
+CREATE INDEX hold_request ON hold (number_hash(hold_request_no, merchant_no), bucket);
+CREATE INDEX hold_order ON hold (number_hash(order_no, merchant_no), bucket);
+COMMENT ON TABLE hold IS 'Pending transfers ISSUED -> PAYABLE: they keep a voucher from other tills and count for caps, and move no balance.';
+
+CREATE TABLE hold_end (
+    voucher_id  bigint NOT NULL,
+    ended_at    timestamptz NOT NULL,
+    bucket      smallint NOT NULL,
+    attempt     smallint NOT NULL,
+    outcome     hold_outcome NOT NULL,
+    request_no  text COLLATE "C" NOT NULL,
+    PRIMARY KEY (bucket, voucher_id, attempt),
+    FOREIGN KEY (bucket, voucher_id, attempt) REFERENCES hold (bucket, voucher_id, attempt)
+) PARTITION BY RANGE (voucher_id);
+COMMENT ON TABLE hold_end IS 'How a hold ended before its time: once, one way. CONFIRMED: there is a redemption of the same attempt.';
+
+CREATE TABLE offline_use (
+    voucher_id   bigint NOT NULL,
+    uploaded_at  timestamptz NOT NULL,
+    bucket       smallint NOT NULL,
+    attempt      smallint NOT NULL,
+    PRIMARY KEY (bucket, voucher_id, attempt),
+    FOREIGN KEY (voucher_id, bucket, attempt) REFERENCES redemption
+) PARTITION BY RANGE (voucher_id);
+COMMENT ON TABLE offline_use IS 'Redemptions that a till took without us and uploaded later: their redeemed_at is the till''s word.';
+
+CREATE TABLE redeem_cap (
+    campaign_no     smallint NOT NULL REFERENCES campaign,
+    period          cap_period NOT NULL,
+    is_per_partner  boolean NOT NULL,
+    face_fen_max    bigint NOT NULL CHECK (face_fen_max BETWEEN 1 AND 1000000000000),
+    PRIMARY KEY (campaign_no, period, is_per_partner)
+);
+COMMENT ON TABLE redeem_cap IS 'How much face one person may redeem in a calendar month (Asia/Shanghai) or in all, at one partner''s vouchers or at everybody''s.';
+
+-- Only campaigns with caps write here: some eighty bytes a use.
+CREATE TABLE person_use (
+    voucher_id   bigint NOT NULL,
+    person_hash  integer NOT NULL,
+    used_on      date NOT NULL,
+    bucket       smallint NOT NULL,
+    attempt      smallint NOT NULL
+);
+CREATE INDEX person_use_person ON person_use (person_hash, bucket);
+COMMENT ON TABLE person_use IS 'Holds and redemptions by person, where caps ask for it: found by a hash, compared by the voucher''s person.';
+
+
 CREATE TABLE request_number (
     request_key  uuid NOT NULL,
     body_hash    bigint NOT NULL,
@@ -341,6 +438,8 @@ CREATE TABLE request_number (
     bucket       smallint NOT NULL,
     PRIMARY KEY (bucket, request_key)
 );
+COMMENT ON TABLE request_number IS 'Numbers of tills whose own bucket is not that of the voucher, and numbers of refunds and cancels. '
+    'A number lives in the bucket of its own hash: there, or, when the voucher lives there too, in the row that it made.';
 
 -- Closed days. Once a day is closed nothing can be booked on it; it is folded into merchant_day and account.
 CREATE TABLE day_close (
@@ -443,7 +542,7 @@ BEGIN
     EXECUTE format('CREATE TRIGGER append_only_truncate BEFORE TRUNCATE ON %s FOR EACH STATEMENT EXECUTE FUNCTION forbid_change()', p_table);
 END $$;
 
-SELECT make_append_only(t) FROM unnest(ARRAY['voucher', 'redemption', 'refund', 'transfer', 'day_close',
+SELECT make_append_only(t) FROM unnest(ARRAY['voucher', 'redemption', 'refund', 'hold', 'hold_end', 'offline_use', 'redeem_cap', 'transfer', 'day_close',
     'merchant_day', 'merchant_hold', 'merchant_hold_release', 'campaign', 'city',
     'claim_group', 'pack', 'pack_item', 'release_stage']::regclass[]) AS t;
 
@@ -496,7 +595,8 @@ CREATE TRIGGER tell_of_stock AFTER UPDATE ON stock FOR EACH STATEMENT EXECUTE FU
 
 -- Advisory locks, all of them: 4817 a bucket, 4818 the drain of a shard (and, as a single number, the cases of
 -- anti-fraud), 4819 the settlement of a campaign, 4820 the reconciliation of a campaign, 4821 loading a campaign, 4822 publishing
--- a round and changing what is published of it, 4823 the search for request numbers that clash.
+-- a round and changing what is published of it, 4823 the search for request numbers that clash,
+-- 4824 moving a round into the archive (shared: reading the books with it), 4825 onboarding merchants.
 --
 -- One writer a bucket at a time. Requests arrive in batches, so the wait is one group commit, and
 -- in return no two checkouts, refunds, expiries or day closes of a bucket ever overlap.
@@ -518,7 +618,7 @@ DECLARE
     v_table text;
     v_part  text;
 BEGIN
-    FOREACH v_table IN ARRAY ARRAY['voucher', 'redemption', 'refund'] LOOP
+    FOREACH v_table IN ARRAY ARRAY['voucher', 'redemption', 'refund', 'hold', 'hold_end', 'offline_use'] LOOP
         v_part := v_table || '_r' || p_round_no;
         EXECUTE format('CREATE TABLE %I PARTITION OF %I FOR VALUES FROM (%s) TO (%s)',
                        v_part, v_table, p_round_no::bigint << 38, (p_round_no::bigint + 1) << 38);
@@ -526,14 +626,241 @@ BEGIN
     END LOOP;
 END $$;
 
--- Redeems vouchers of one bucket: each item judged on its own, all committed together.
+CREATE FUNCTION person_hash(person uuid) RETURNS integer
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$ SELECT uuid_hash(person) $$;
+
+-- A use counts for a cap while the city pays for it: a live hold, or a redemption not taken back whole.
+CREATE FUNCTION is_use_live(p_bucket smallint, p_at timestamptz, p_voucher_id bigint, p_attempt smallint) RETURNS boolean
+    LANGUAGE sql STABLE AS $$
+    SELECT coalesce(
+        (SELECT r.subsidy_fen > coalesce((SELECT sum(f.subsidy_fen) FROM refund f
+                WHERE f.bucket = p_bucket AND f.voucher_id = p_voucher_id AND f.attempt = p_attempt), 0)
+           FROM redemption r WHERE r.bucket = p_bucket AND r.voucher_id = p_voucher_id AND r.attempt = p_attempt),
+        (SELECT h.expires_at > p_at AND NOT EXISTS (SELECT FROM hold_end e
+                WHERE e.bucket = p_bucket AND e.voucher_id = p_voucher_id AND e.attempt = p_attempt)
+           FROM hold h WHERE h.bucket = p_bucket AND h.voucher_id = p_voucher_id AND h.attempt = p_attempt),
+        false) $$;
+
+-- The cap that one more voucher of a stock would break for a person; null when none.
+CREATE FUNCTION cap_broken(p_bucket smallint, p_at timestamptz, p_day date, p_person uuid, p_stock_no integer) RETURNS till_outcome
+    LANGUAGE sql STABLE AS $$
+    SELECT CASE c.period WHEN 'MONTH' THEN 'CAP_MONTH' ELSE 'CAP_CAMPAIGN' END::till_outcome
+      FROM stock s JOIN round d USING (round_no) JOIN redeem_cap c USING (campaign_no)
+     WHERE s.stock_no = p_stock_no
+       AND s.face_value_fen + coalesce((
+            SELECT sum(k.face_value_fen) FROM person_use u
+              JOIN voucher v ON v.bucket = p_bucket AND v.voucher_id = u.voucher_id AND v.person = p_person
+              JOIN stock k ON k.stock_no = v.stock_no JOIN round e ON e.round_no = k.round_no
+             WHERE u.person_hash = person_hash(p_person) AND u.bucket = p_bucket AND e.campaign_no = c.campaign_no
+               AND (k.partner_no = s.partner_no OR NOT c.is_per_partner)
+               AND (c.period = 'CAMPAIGN' OR date_trunc('month', u.used_on) = date_trunc('month', p_day))
+               AND is_use_live(p_bucket, p_at, u.voucher_id, u.attempt)), 0) > c.face_fen_max
+     ORDER BY c.period, c.is_per_partner DESC LIMIT 1 $$;
+
+-- Whether a number of a merchant made a row in this bucket: of a voucher other than the one named.
+CREATE FUNCTION is_use_taken(p_bucket smallint, p_oldest bigint, p_merchant_no integer, p_number text, p_voucher_id bigint) RETURNS boolean
+    LANGUAGE sql STABLE AS $$
+    SELECT EXISTS (SELECT FROM redemption r
+         WHERE number_hash(r.use_request_no, r.merchant_no) = number_hash(p_number, p_merchant_no) AND r.bucket = p_bucket
+           AND r.voucher_id >= p_oldest AND r.merchant_no = p_merchant_no AND r.use_request_no = p_number AND r.voucher_id <> p_voucher_id) $$;
+
+CREATE FUNCTION is_hold_taken(p_bucket smallint, p_oldest bigint, p_merchant_no integer, p_number text, p_voucher_id bigint) RETURNS boolean
+    LANGUAGE sql STABLE AS $$
+    SELECT EXISTS (SELECT FROM hold h
+         WHERE number_hash(h.hold_request_no, h.merchant_no) = number_hash(p_number, p_merchant_no) AND h.bucket = p_bucket
+           AND h.voucher_id >= p_oldest AND h.merchant_no = p_merchant_no AND h.hold_request_no = p_number AND h.voucher_id <> p_voucher_id) $$;
+
+CREATE FUNCTION is_order_taken(p_bucket smallint, p_oldest bigint, p_merchant_no integer, p_number text, p_voucher_id bigint) RETURNS boolean
+    LANGUAGE sql STABLE AS $$
+    SELECT EXISTS (SELECT FROM redemption r
+         WHERE number_hash(r.order_no, r.merchant_no) = number_hash(p_number, p_merchant_no) AND r.bucket = p_bucket
+           AND r.voucher_id >= p_oldest AND r.merchant_no = p_merchant_no AND r.order_no = p_number AND r.voucher_id <> p_voucher_id)
+        OR EXISTS (SELECT FROM hold h
+         WHERE number_hash(h.order_no, h.merchant_no) = number_hash(p_number, p_merchant_no) AND h.bucket = p_bucket
+           AND h.voucher_id >= p_oldest AND h.merchant_no = p_merchant_no AND h.order_no = p_number AND h.voucher_id <> p_voucher_id) $$;
+
+-- Which numbers of one bucket stand for something else than what they were sent with now: an order for another voucher, any
+-- other number for another body. Looks, in the bucket of the numbers' own hashes, at rows and registrations alike.
+CREATE FUNCTION taken_numbers(p_bucket smallint, p_oldest bigint, p_scope text[], p_request_key uuid[], p_body_hash bigint[],
+        p_voucher_id bigint[], p_merchant_no integer[], p_number text[])
+    RETURNS TABLE (item bigint)
+    LANGUAGE plpgsql STABLE SET plan_cache_mode = force_generic_plan
+    SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+BEGIN
+    RETURN QUERY
+    SELECT a.item FROM unnest(p_scope, p_request_key, p_body_hash, p_voucher_id, p_merchant_no, p_number) WITH ORDINALITY
+            AS a(scope, request_key, body_hash, voucher_id, merchant_no, number, item)
+      LEFT JOIN request_number n ON n.bucket = p_bucket AND n.request_key = a.request_key
+     WHERE n.voucher_id <> a.voucher_id OR (n.body_hash <> a.body_hash AND a.scope <> 'ORDER')
+        OR CASE a.scope WHEN 'USE' THEN is_use_taken(p_bucket, p_oldest, a.merchant_no, a.number, a.voucher_id)
+                        WHEN 'HOLD' THEN is_hold_taken(p_bucket, p_oldest, a.merchant_no, a.number, a.voucher_id)
+                        WHEN 'ORDER' THEN is_order_taken(p_bucket, p_oldest, a.merchant_no, a.number, a.voucher_id)
+                        ELSE false END;
+END $$;
+
+-- Registers numbers in the bucket of their own hashes, those that are free; answers the others.
+CREATE FUNCTION register_numbers(p_bucket smallint, p_oldest bigint, p_scope text[], p_request_key uuid[], p_body_hash bigint[],
+        p_voucher_id bigint[], p_merchant_no integer[], p_number text[])
+    RETURNS TABLE (item bigint)
+    LANGUAGE plpgsql SET plan_cache_mode = force_generic_plan
+    SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+DECLARE
+    v_taken bigint[];
+BEGIN
+    PERFORM lock_bucket(p_bucket);
+    v_taken := ARRAY(SELECT t.item FROM taken_numbers(p_bucket, p_oldest, p_scope, p_request_key, p_body_hash, p_voucher_id, p_merchant_no, p_number) t);
+    INSERT INTO request_number (bucket, request_key, body_hash, voucher_id)
+    SELECT p_bucket, a.request_key, a.body_hash, a.voucher_id
+      FROM unnest(p_request_key, p_body_hash, p_voucher_id) WITH ORDINALITY AS a(request_key, body_hash, voucher_id, item)
+     WHERE a.item <> ALL (v_taken) ORDER BY a.request_key ON CONFLICT DO NOTHING;
+    RETURN QUERY SELECT unnest(v_taken);
+END $$;
+
+-- The vouchers that numbers of one bucket stand for, wherever those live; of rows with one number, the newest.
+CREATE FUNCTION find_numbers(p_bucket smallint, p_scope text[], p_request_key uuid[], p_merchant_no integer[], p_number text[])
+    RETURNS TABLE (item bigint, voucher_id bigint)
+    LANGUAGE plpgsql STABLE SET plan_cache_mode = force_generic_plan
+    SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+BEGIN
+    RETURN QUERY
+    SELECT a.item, coalesce(n.voucher_id, CASE a.scope
+        WHEN 'USE' THEN (SELECT max(r.voucher_id) FROM redemption r
+             WHERE number_hash(r.use_request_no, r.merchant_no) = number_hash(a.number, a.merchant_no) AND r.bucket = p_bucket
+               AND r.merchant_no = a.merchant_no AND r.use_request_no = a.number)
+        WHEN 'HOLD' THEN (SELECT max(h.voucher_id) FROM hold h
+             WHERE number_hash(h.hold_request_no, h.merchant_no) = number_hash(a.number, a.merchant_no) AND h.bucket = p_bucket
+               AND h.merchant_no = a.merchant_no AND h.hold_request_no = a.number)
+        WHEN 'ORDER' THEN greatest((SELECT max(r.voucher_id) FROM redemption r
+             WHERE number_hash(r.order_no, r.merchant_no) = number_hash(a.number, a.merchant_no) AND r.bucket = p_bucket
+               AND r.merchant_no = a.merchant_no AND r.order_no = a.number),
+            (SELECT max(h.voucher_id) FROM hold h
+             WHERE number_hash(h.order_no, h.merchant_no) = number_hash(a.number, a.merchant_no) AND h.bucket = p_bucket
+               AND h.merchant_no = a.merchant_no AND h.order_no = a.number)) END)
+      FROM unnest(p_scope, p_request_key, p_merchant_no, p_number) WITH ORDINALITY AS a(scope, request_key, merchant_no, number, item)
+      LEFT JOIN request_number n ON n.bucket = p_bucket AND n.request_key = a.request_key;
+END $$;
+
+-- Redeems vouchers of one bucket, or holds them (p_expires_at not null): each item judged on its own, all committed
+-- together. No two items of a call have a voucher, a number, a payment or a person in common.
 -- A connection keeps the plan it made when the tables were still empty; SET makes that plan one by keys.
--- The caller has checked the offer's rules (they never change) and registered the numbers; here only
--- what another request may have changed is decided. Array position = item number in the answer, from 1.
-CREATE FUNCTION redeem_batch(p_bucket smallint, p_at timestamptz, p_day date,
+-- The caller has checked the offer's rules (they never change); here only what another request may have changed is
+-- decided. p_is_use_here, p_is_order_here: this bucket is the number's own, so it is looked at here; otherwise it is
+-- registered in its own. p_taken_at, p_taken_on: moment and business day of the use; p_is_offline: the till's word, not ours.
+-- Array position = item number in the answer, from 1.
+CREATE FUNCTION redeem_batch(p_bucket smallint, p_at timestamptz, p_oldest bigint,
         p_voucher_id bigint[], p_stock_no integer[], p_merchant_no integer[], p_terminal_no integer[],
-        p_bill_fen bigint[], p_subsidy_fen bigint[], p_use_request_no text[], p_order_no text[])
-    RETURNS TABLE (item bigint, outcome redeem_outcome, redeemed_at timestamptz)
+        p_bill_fen bigint[], p_subsidy_fen bigint[], p_request_no text[], p_order_no text[], p_expires_at timestamptz[],
+        p_request_key uuid[], p_order_key uuid[], p_body_hash bigint[], p_is_use_here boolean[], p_is_order_here boolean[],
+        p_taken_at timestamptz[], p_taken_on date[], p_is_offline boolean[])
+    RETURNS TABLE (item bigint, outcome till_outcome, booked_at timestamptz, expires_at timestamptz)
+    LANGUAGE plpgsql SET plan_cache_mode = force_generic_plan
+    SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+DECLARE
+    v_open     date; -- the first day that is not closed
+    v_holds    boolean; -- asked once: while nobody holds anything, nobody looks
+    v_numbers  boolean;
+    v_caps     boolean;
+BEGIN
+    PERFORM lock_bucket(p_bucket);
+    v_open := first_open_day(p_bucket, '-infinity');
+    v_holds := EXISTS (SELECT FROM hold WHERE bucket = p_bucket);
+    v_numbers := EXISTS (SELECT FROM request_number WHERE bucket = p_bucket);
+    v_caps := EXISTS (SELECT FROM redeem_cap);
+    RETURN QUERY
+    WITH asked AS MATERIALIZED (
+        SELECT * FROM unnest(p_voucher_id, p_stock_no, p_merchant_no, p_terminal_no, p_bill_fen, p_subsidy_fen, p_request_no, p_order_no,
+                             p_expires_at, p_request_key, p_order_key, p_body_hash, p_is_use_here, p_is_order_here,
+                             p_taken_at, p_taken_on, p_is_offline) WITH ORDINALITY
+            AS a(voucher_id, stock_no, merchant_no, terminal_no, bill_fen, subsidy_fen, request_no, order_no,
+                 expires_at, request_key, order_key, body_hash, is_use_here, is_order_here, taken_at, taken_on, is_offline, item)
+    ), state AS MATERIALIZED (
+        SELECT a.*, v.person, last.attempt AS last_attempt, last.credit AS last_credit, last.is_mine, last.is_same,
+               last.redeemed_at AS mine_at, held.attempt AS held_attempt, held.is_live, held.is_mine AS is_mine_held,
+               held.is_same AS is_same_held, held.held_at, held.held_until,
+               a.is_use_here AND a.expires_at IS NULL AND EXISTS (SELECT FROM redemption r
+                    WHERE number_hash(r.use_request_no, r.merchant_no) = number_hash(a.request_no, a.merchant_no) AND r.bucket = p_bucket
+                      AND r.voucher_id >= p_oldest AND r.merchant_no = a.merchant_no AND r.use_request_no = a.request_no
+                      AND r.voucher_id <> a.voucher_id)
+                OR a.is_use_here AND a.expires_at IS NOT NULL AND is_hold_taken(p_bucket, p_oldest, a.merchant_no, a.request_no, a.voucher_id)
+                OR v_numbers AND a.is_use_here AND EXISTS (SELECT FROM request_number n
+                    WHERE n.bucket = p_bucket AND n.request_key = a.request_key AND (n.voucher_id, n.body_hash) <> (a.voucher_id, a.body_hash))
+                AS is_number_taken,
+               a.is_order_here AND EXISTS (SELECT FROM redemption r
+                    WHERE number_hash(r.order_no, r.merchant_no) = number_hash(a.order_no, a.merchant_no) AND r.bucket = p_bucket
+                      AND r.voucher_id >= p_oldest AND r.merchant_no = a.merchant_no AND r.order_no = a.order_no
+                      AND r.voucher_id <> a.voucher_id)
+                OR v_holds AND a.is_order_here AND is_order_taken(p_bucket, p_oldest, a.merchant_no, a.order_no, a.voucher_id)
+                OR v_numbers AND a.is_order_here AND EXISTS (SELECT FROM request_number n
+                    WHERE n.bucket = p_bucket AND n.request_key = a.order_key AND n.voucher_id <> a.voucher_id)
+                AS is_order_taken
+          FROM asked a
+          LEFT JOIN voucher v ON v.bucket = p_bucket AND v.voucher_id = a.voucher_id
+          LEFT JOIN LATERAL (SELECT r.attempt, r.redeemed_at, r.merchant_no = a.merchant_no AND r.use_request_no = a.request_no AS is_mine,
+                    (r.order_no, r.bill_fen) = (a.order_no, a.bill_fen) AS is_same,
+                    (SELECT f.credit FROM refund f WHERE f.bucket = p_bucket AND f.voucher_id = r.voucher_id AND f.attempt = r.attempt
+                      LIMIT 1) AS credit
+                FROM redemption r WHERE r.bucket = p_bucket AND r.voucher_id = a.voucher_id
+                ORDER BY r.merchant_no = a.merchant_no AND r.use_request_no = a.request_no AND a.expires_at IS NULL DESC, r.attempt DESC LIMIT 1) last ON true
+          LEFT JOIN LATERAL (SELECT h.attempt, h.held_at, h.expires_at AS held_until,
+                    h.merchant_no = a.merchant_no AND h.hold_request_no = a.request_no AS is_mine,
+                    (h.order_no, h.bill_fen) = (a.order_no, a.bill_fen) AS is_same,
+                    h.expires_at > p_at AND NOT EXISTS (SELECT FROM hold_end e
+                        WHERE e.bucket = p_bucket AND e.voucher_id = h.voucher_id AND e.attempt = h.attempt) AS is_live
+                FROM hold h WHERE v_holds AND h.bucket = p_bucket AND h.voucher_id = a.voucher_id
+                ORDER BY h.merchant_no = a.merchant_no AND h.hold_request_no = a.request_no AND a.expires_at IS NOT NULL DESC,
+                         h.attempt DESC LIMIT 1) held ON true
+    ), judged AS MATERIALIZED (
+        SELECT s.*, (CASE
+                WHEN s.is_number_taken THEN 'MISMATCH'
+                WHEN s.expires_at IS NULL AND s.is_mine THEN CASE WHEN s.is_same THEN 'REPLAYED' ELSE 'MISMATCH' END
+                WHEN s.expires_at IS NOT NULL AND s.is_mine_held THEN CASE WHEN s.is_same_held THEN 'REPLAYED' ELSE 'MISMATCH' END
+                WHEN s.is_order_taken THEN 'ORDER_TAKEN'
+                WHEN s.person IS NULL THEN 'CONFIRMING'
+                WHEN s.last_attempt IS NOT NULL AND s.last_credit IS NULL THEN 'USED'
+                WHEN s.last_credit = 'RETURNED' THEN 'RETURNED'
+                WHEN s.is_live AND s.held_attempt > coalesce(s.last_attempt, 0) THEN 'HELD'
+                WHEN is_stock_expired(p_bucket, s.stock_no) THEN 'EXPIRED'
+                ELSE coalesce(CASE WHEN v_caps THEN cap_broken(p_bucket, p_at, s.taken_on, s.person, s.stock_no) END::text, 'DONE') END)::till_outcome AS outcome,
+               greatest(s.last_attempt, s.held_attempt, 0::smallint) + 1 AS attempt
+          FROM state s
+    ), redeemed AS (
+        INSERT INTO redemption (voucher_id, subsidy_fen, bill_fen, redeemed_at, stock_no, merchant_no, terminal_no,
+                                booked_on, bucket, attempt, use_request_no, order_no)
+        SELECT j.voucher_id, j.subsidy_fen, j.bill_fen, j.taken_at, j.stock_no, j.merchant_no, j.terminal_no,
+               greatest(j.taken_on, v_open), p_bucket, j.attempt, j.request_no, j.order_no
+          FROM judged j WHERE j.outcome = 'DONE' AND j.expires_at IS NULL ORDER BY j.voucher_id
+    ), uploaded AS (
+        INSERT INTO offline_use (voucher_id, uploaded_at, bucket, attempt)
+        SELECT j.voucher_id, p_at, p_bucket, j.attempt FROM judged j WHERE j.outcome = 'DONE' AND j.is_offline
+    ), held AS (
+        INSERT INTO hold (voucher_id, subsidy_fen, bill_fen, held_at, expires_at, stock_no, merchant_no, terminal_no,
+                          bucket, attempt, hold_request_no, order_no)
+        SELECT j.voucher_id, j.subsidy_fen, j.bill_fen, j.taken_at, j.expires_at, j.stock_no, j.merchant_no, j.terminal_no,
+               p_bucket, j.attempt, j.request_no, j.order_no
+          FROM judged j WHERE j.outcome = 'DONE' AND j.expires_at IS NOT NULL
+    ), counted AS (
+        INSERT INTO person_use (voucher_id, person_hash, used_on, bucket, attempt)
+        SELECT j.voucher_id, person_hash(j.person), j.taken_on, p_bucket, j.attempt
+          FROM judged j JOIN stock k ON k.stock_no = j.stock_no JOIN round d ON d.round_no = k.round_no
+         WHERE v_caps AND j.outcome = 'DONE' AND EXISTS (SELECT FROM redeem_cap c WHERE c.campaign_no = d.campaign_no)
+    ), told AS (
+        INSERT INTO callback_event (bucket, voucher_id, attempt, kind, partner_no, happened_at, next_at)
+        SELECT p_bucket, j.voucher_id, j.attempt, 'USED', c.partner_no, p_at, p_at
+          FROM judged j JOIN stock k ON k.stock_no = j.stock_no JOIN callback_subscription c ON c.partner_no = k.partner_no
+         WHERE j.outcome = 'DONE' AND j.expires_at IS NULL AND c.is_active AND 'USED' = ANY (c.kinds)
+           AND EXISTS (SELECT FROM callback_subscription WHERE is_active) -- asked once: no subscriber, no look
+    )
+    SELECT j.item, j.outcome, CASE WHEN j.outcome <> 'REPLAYED' THEN j.taken_at WHEN j.expires_at IS NULL THEN j.mine_at ELSE j.held_at END,
+           CASE WHEN j.outcome = 'REPLAYED' AND j.expires_at IS NOT NULL THEN j.held_until ELSE j.expires_at END
+      FROM judged j;
+END $$;
+
+-- Ends holds of one bucket: confirms them (p_use_request_no not null: the redemption's number), or cancels them. No two items
+-- of a call have a hold or a number in common. Answers when the hold ended, which for one that ran out is its limit.
+CREATE FUNCTION end_holds(p_bucket smallint, p_at timestamptz, p_day date, p_oldest bigint,
+        p_voucher_id bigint[], p_merchant_no integer[], p_hold_request_no text[], p_use_request_no text[], p_cancel_request_no text[],
+        p_request_key uuid[], p_body_hash bigint[], p_is_use_here boolean[])
+    RETURNS TABLE (item bigint, outcome till_outcome, ended_at timestamptz)
     LANGUAGE plpgsql SET plan_cache_mode = force_generic_plan
     SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 DECLARE
@@ -543,51 +870,64 @@ BEGIN
     v_day := first_open_day(p_bucket, p_day);
     RETURN QUERY
     WITH asked AS MATERIALIZED (
-        SELECT * FROM unnest(p_voucher_id, p_stock_no, p_merchant_no, p_terminal_no, p_bill_fen, p_subsidy_fen,
-                             p_use_request_no, p_order_no) WITH ORDINALITY
-            AS a(voucher_id, stock_no, merchant_no, terminal_no, bill_fen, subsidy_fen, use_request_no, order_no, item)
+        SELECT * FROM unnest(p_voucher_id, p_merchant_no, p_hold_request_no, p_use_request_no, p_cancel_request_no,
+                             p_request_key, p_body_hash, p_is_use_here) WITH ORDINALITY
+            AS a(voucher_id, merchant_no, hold_request_no, use_request_no, cancel_request_no, request_key, body_hash, is_use_here, item)
     ), state AS MATERIALIZED (
-        SELECT a.*, v.voucher_id IS NOT NULL AS is_issued, mine.redeemed_at AS mine_at,
-               last.attempt AS last_attempt, last.credit AS last_credit
+        SELECT a.item, a.use_request_no, a.cancel_request_no, h.*, e.outcome AS ended, e.request_no AS ended_by, e.ended_at AS ended_then,
+               EXISTS (SELECT FROM hold n WHERE n.bucket = p_bucket AND n.voucher_id = h.voucher_id AND n.attempt > h.attempt)
+            OR EXISTS (SELECT FROM redemption n WHERE n.bucket = p_bucket AND n.voucher_id = h.voucher_id AND n.attempt > h.attempt) AS is_past,
+               a.use_request_no IS NOT NULL AND (
+                    a.is_use_here AND is_use_taken(p_bucket, p_oldest, a.merchant_no, a.use_request_no, a.voucher_id)
+                 OR a.is_use_here AND EXISTS (SELECT FROM request_number n WHERE n.bucket = p_bucket AND n.request_key = a.request_key
+                        AND (n.voucher_id, n.body_hash) <> (a.voucher_id, a.body_hash))
+                 OR EXISTS (SELECT FROM redemption r WHERE r.bucket = p_bucket AND r.voucher_id = a.voucher_id
+                        AND r.merchant_no = a.merchant_no AND r.use_request_no = a.use_request_no AND r.attempt IS DISTINCT FROM h.attempt)) AS is_number_taken
           FROM asked a
-          LEFT JOIN voucher v ON v.bucket = p_bucket AND v.voucher_id = a.voucher_id
-          LEFT JOIN LATERAL (SELECT r.redeemed_at FROM redemption r
-                WHERE r.bucket = p_bucket AND r.voucher_id = a.voucher_id
-                  AND r.merchant_no = a.merchant_no AND r.use_request_no = a.use_request_no) mine ON true
-          LEFT JOIN LATERAL (SELECT r.attempt, f.credit FROM redemption r
-                LEFT JOIN refund f ON f.bucket = r.bucket AND f.voucher_id = r.voucher_id AND f.attempt = r.attempt
-                WHERE r.bucket = p_bucket AND r.voucher_id = a.voucher_id
-                ORDER BY r.attempt DESC LIMIT 1) last ON true
+          LEFT JOIN LATERAL (SELECT i.* FROM hold i WHERE i.bucket = p_bucket AND i.voucher_id = a.voucher_id
+                AND i.merchant_no = a.merchant_no AND i.hold_request_no = a.hold_request_no) h ON true
+          LEFT JOIN hold_end e ON e.bucket = p_bucket AND e.voucher_id = h.voucher_id AND e.attempt = h.attempt
     ), judged AS MATERIALIZED (
         SELECT s.*, (CASE
-                WHEN s.mine_at IS NOT NULL THEN 'REPLAYED'
-                WHEN NOT s.is_issued THEN 'CONFIRMING'
-                WHEN s.last_attempt IS NOT NULL AND s.last_credit IS NULL THEN 'USED'
-                WHEN s.last_credit = 'RETURNED' THEN 'RETURNED'
-                WHEN is_stock_expired(p_bucket, s.stock_no) THEN 'EXPIRED'
-                WHEN row_number() OVER (PARTITION BY s.voucher_id ORDER BY s.item) > 1 THEN 'USED'
-                ELSE 'REDEEMED' END)::redeem_outcome AS outcome
+                WHEN s.voucher_id IS NULL THEN 'NOT_FOUND'
+                WHEN s.is_number_taken THEN 'MISMATCH'
+                WHEN s.ended = 'CONFIRMED' AND s.ended_by = s.use_request_no THEN 'REPLAYED'
+                WHEN s.ended = 'CANCELLED' AND s.ended_then >= s.expires_at THEN 'RUN_OUT'
+                WHEN s.ended = 'CANCELLED' AND s.ended_by = s.cancel_request_no THEN 'REPLAYED'
+                WHEN s.ended IS NOT NULL THEN s.ended::text
+                WHEN s.is_past OR s.expires_at <= p_at OR is_stock_expired(p_bucket, s.stock_no) THEN 'RUN_OUT'
+                ELSE 'DONE' END)::till_outcome AS outcome,
+               greatest(p_at, s.held_at) AS now_at -- this worker's clock may lag behind that of the one who held
           FROM state s
-    ), booked AS (
+    ), redeemed AS (
         INSERT INTO redemption (voucher_id, subsidy_fen, bill_fen, redeemed_at, stock_no, merchant_no, terminal_no,
                                 booked_on, bucket, attempt, use_request_no, order_no)
-        SELECT j.voucher_id, j.subsidy_fen, j.bill_fen, p_at, j.stock_no, j.merchant_no, j.terminal_no,
-               v_day, p_bucket, coalesce(j.last_attempt, 0) + 1, j.use_request_no, j.order_no
-          FROM judged j WHERE j.outcome = 'REDEEMED' ORDER BY j.voucher_id
+        SELECT j.voucher_id, j.subsidy_fen, j.bill_fen, j.now_at, j.stock_no, j.merchant_no, j.terminal_no,
+               v_day, p_bucket, j.attempt, j.use_request_no, j.order_no
+          FROM judged j WHERE j.outcome = 'DONE' AND j.use_request_no IS NOT NULL
+    ), resolved AS (
+        INSERT INTO hold_end (voucher_id, ended_at, bucket, attempt, outcome, request_no)
+        SELECT j.voucher_id, CASE j.outcome WHEN 'DONE' THEN j.now_at ELSE greatest(p_at, j.expires_at) END, p_bucket, j.attempt,
+               CASE WHEN j.use_request_no IS NULL THEN 'CANCELLED' ELSE 'CONFIRMED' END::hold_outcome,
+               coalesce(j.use_request_no, j.cancel_request_no)
+          FROM judged j -- a cancel of what ran out is written, too: no clock that lags may confirm it afterwards
+         WHERE j.outcome = 'DONE' OR (j.outcome = 'RUN_OUT' AND j.ended IS NULL AND j.cancel_request_no IS NOT NULL)
     ), told AS (
         INSERT INTO callback_event (bucket, voucher_id, attempt, kind, partner_no, happened_at, next_at)
-        SELECT p_bucket, j.voucher_id, coalesce(j.last_attempt, 0) + 1, 'USED', c.partner_no, p_at, p_at
+        SELECT p_bucket, j.voucher_id, j.attempt, 'USED', c.partner_no, p_at, p_at
           FROM judged j JOIN stock k ON k.stock_no = j.stock_no JOIN callback_subscription c ON c.partner_no = k.partner_no
-         WHERE j.outcome = 'REDEEMED' AND c.is_active AND 'USED' = ANY (c.kinds)
-           AND EXISTS (SELECT FROM callback_subscription WHERE is_active) -- asked once: no subscriber, no look
+         WHERE j.outcome = 'DONE' AND j.use_request_no IS NOT NULL AND c.is_active AND 'USED' = ANY (c.kinds)
     )
-    SELECT j.item, j.outcome, coalesce(j.mine_at, p_at) FROM judged j;
+    SELECT j.item, j.outcome, CASE j.outcome WHEN 'DONE' THEN j.now_at WHEN 'RUN_OUT' THEN j.expires_at ELSE j.ended_then END FROM judged j;
 END $$;
 
--- Refunds redemptions of one bucket, in full. Each names the redemption by the till's own number.
+-- Refunds redemptions of one bucket, whole or in part. Each names the redemption by the till's own number, and how many
+-- refunds and how much of the subsidy taken back the caller counted on (p_refunds, p_back_fen): CHANGED when there are more.
+-- No two items of a call have a redemption or a number in common.
 CREATE FUNCTION refund_batch(p_bucket smallint, p_at timestamptz, p_day date,
-        p_voucher_id bigint[], p_merchant_no integer[], p_use_request_no text[], p_refund_request_no text[], p_refund_fen bigint[])
-    RETURNS TABLE (item bigint, outcome refund_outcome, credit account_kind, refunded_at timestamptz)
+        p_voucher_id bigint[], p_merchant_no integer[], p_use_request_no text[], p_refund_request_no text[], p_refund_fen bigint[],
+        p_subsidy_fen bigint[], p_is_restored boolean[], p_refunds smallint[])
+    RETURNS TABLE (item bigint, outcome till_outcome, credit account_kind, subsidy_fen bigint, refunded_at timestamptz)
     LANGUAGE plpgsql SET plan_cache_mode = force_generic_plan
     SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 DECLARE
@@ -599,51 +939,55 @@ BEGIN
     v_first_open := coalesce((SELECT max(c.day) + 1 FROM day_close c WHERE c.bucket = p_bucket), '-infinity');
     RETURN QUERY
     WITH asked AS MATERIALIZED (
-        SELECT * FROM unnest(p_voucher_id, p_merchant_no, p_use_request_no, p_refund_request_no, p_refund_fen)
-            WITH ORDINALITY AS a(voucher_id, merchant_no, use_request_no, refund_request_no, refund_fen, item)
+        SELECT * FROM unnest(p_voucher_id, p_merchant_no, p_use_request_no, p_refund_request_no, p_refund_fen, p_subsidy_fen, p_is_restored, p_refunds)
+            WITH ORDINALITY AS a(voucher_id, merchant_no, use_request_no, refund_request_no, refund_fen, subsidy_fen, is_restored, refunds, item)
     ), state AS MATERIALIZED (
-        SELECT a.item, a.refund_request_no, a.refund_fen, r.*, f.refund_request_no AS earlier_no, f.credit AS earlier_credit, f.refunded_at AS earlier_at,
-               sum(r.subsidy_fen) FILTER (WHERE r.booked_on < v_first_open AND f.attempt IS NULL) OVER (PARTITION BY r.merchant_no ORDER BY a.item) AS asked_fen,
-               row_number() OVER (PARTITION BY r.voucher_id, r.attempt ORDER BY a.item) AS turn
+        SELECT a.item, a.refund_request_no, a.refund_fen, a.subsidy_fen, a.is_restored, a.refunds, r.*, f.credit AS mine_credit,
+               f.subsidy_fen AS mine_fen, f.refunded_at AS mine_at,
+               earlier.refunds AS refunds_now, earlier.back_fen,
+               sum(a.subsidy_fen) FILTER (WHERE r.booked_on < v_first_open AND f.attempt IS NULL) OVER (PARTITION BY r.merchant_no ORDER BY a.item) AS asked_fen
           FROM asked a
-          LEFT JOIN LATERAL (SELECT r.voucher_id, r.attempt, r.merchant_no, r.stock_no, r.subsidy_fen, r.booked_on FROM redemption r
-                WHERE r.bucket = p_bucket AND r.voucher_id = a.voucher_id
-                  AND r.merchant_no = a.merchant_no AND r.use_request_no = a.use_request_no) r ON true
-          LEFT JOIN refund f ON f.bucket = p_bucket AND f.voucher_id = r.voucher_id AND f.attempt = r.attempt
+          LEFT JOIN LATERAL (SELECT u.voucher_id, u.attempt, u.merchant_no, u.stock_no, u.booked_on, u.subsidy_fen AS whole_fen FROM redemption u
+                WHERE u.bucket = p_bucket AND u.voucher_id = a.voucher_id
+                  AND u.merchant_no = a.merchant_no AND u.use_request_no = a.use_request_no) r ON true
+          LEFT JOIN LATERAL (SELECT count(*) AS refunds, coalesce(sum(n.subsidy_fen), 0) AS back_fen FROM refund n
+                WHERE n.bucket = p_bucket AND n.voucher_id = r.voucher_id AND n.attempt = r.attempt) earlier ON true
+          LEFT JOIN refund f ON f.bucket = p_bucket AND f.voucher_id = r.voucher_id AND f.attempt = r.attempt AND f.refund_request_no = a.refund_request_no
     ), judged AS MATERIALIZED (
         SELECT s.*, (CASE
                 WHEN s.voucher_id IS NULL THEN 'NOT_FOUND'
-                WHEN s.earlier_no = s.refund_request_no THEN 'REPLAYED'
-                WHEN s.earlier_no IS NOT NULL OR s.turn > 1 THEN 'ALREADY_REFUNDED'
+                WHEN s.mine_at IS NOT NULL THEN 'REPLAYED'
+                WHEN s.refunds_now <> s.refunds THEN 'CHANGED'
+                WHEN s.back_fen + s.subsidy_fen > s.whole_fen THEN 'RETURNED' -- the caller knows; here for good measure
                 WHEN s.booked_on < v_first_open AND refund_room_fen(p_bucket, s.merchant_no, v_first_open) < s.asked_fen THEN 'OVER_LIMIT'
-                ELSE 'REFUNDED' END)::refund_outcome AS outcome,
-               coalesce(s.earlier_credit, CASE WHEN k.refund_policy = 'RESTORE' AND p_at < k.valid_until
-                    AND NOT is_stock_expired(p_bucket, s.stock_no) THEN 'ISSUED' ELSE 'RETURNED' END::account_kind) AS goes_to
-          FROM state s LEFT JOIN stock k ON k.stock_no = s.stock_no
+                ELSE 'DONE' END)::till_outcome AS outcome,
+               coalesce(s.mine_credit, CASE WHEN s.is_restored AND NOT is_stock_expired(p_bucket, s.stock_no) THEN 'ISSUED' ELSE 'RETURNED' END::account_kind) AS goes_to
+          FROM state s
     ), booked AS (
         INSERT INTO refund (voucher_id, subsidy_fen, refund_fen, refunded_at, stock_no, merchant_no, booked_on,
-                            bucket, attempt, credit, refund_request_no)
+                            bucket, attempt, credit, refund_request_no, refund_no)
         SELECT j.voucher_id, j.subsidy_fen, j.refund_fen, p_at, j.stock_no, j.merchant_no, v_day,
-               p_bucket, j.attempt, j.goes_to, j.refund_request_no
-          FROM judged j WHERE j.outcome = 'REFUNDED' ORDER BY j.voucher_id
+               p_bucket, j.attempt, j.goes_to, j.refund_request_no, j.refunds + 1
+          FROM judged j WHERE j.outcome = 'DONE' ORDER BY j.voucher_id
     ), told AS (
-        INSERT INTO callback_event (bucket, voucher_id, attempt, kind, partner_no, happened_at, next_at)
-        SELECT p_bucket, j.voucher_id, j.attempt, 'REFUNDED', c.partner_no, p_at, p_at
+        INSERT INTO callback_event (bucket, voucher_id, attempt, part, kind, partner_no, happened_at, next_at)
+        SELECT p_bucket, j.voucher_id, j.attempt, j.refunds, 'REFUNDED', c.partner_no, p_at, p_at
           FROM judged j JOIN stock k ON k.stock_no = j.stock_no JOIN callback_subscription c ON c.partner_no = k.partner_no
-         WHERE j.outcome = 'REFUNDED' AND c.is_active AND 'REFUNDED' = ANY (c.kinds)
+         WHERE j.outcome = 'DONE' AND c.is_active AND 'REFUNDED' = ANY (c.kinds)
            AND EXISTS (SELECT FROM callback_subscription WHERE is_active)
     )
-    SELECT j.item, j.outcome, j.goes_to, coalesce(j.earlier_at, p_at) FROM judged j;
+    SELECT j.item, j.outcome, j.goes_to, coalesce(j.mine_fen, j.subsidy_fen), coalesce(j.mine_at, p_at) FROM judged j;
 END $$;
 
 -- How much more of the sales of closed days may be refunded at a merchant before it owes the city more than
--- agreed. What it is owed for closed days is no room: a batch may be paying that out right now. Refunds of
--- sales of an open day do not count: each takes back its own sale and no more.
+-- agreed. What it is owed for closed days is no room, nor does what one campaign owes it cover what it owes another: a
+-- batch may be paying that out right now. Refunds of sales of an open day do not count: each takes back its own sale
+-- and no more.
 CREATE FUNCTION refund_room_fen(p_bucket smallint, p_merchant_no integer, p_first_open date) RETURNS bigint
     LANGUAGE sql STABLE AS $$
     SELECT ((SELECT m.refund_debt_fen_max FROM merchant m WHERE m.merchant_no = p_merchant_no)
-         + least(0, coalesce((SELECT sum(a.credits_fen - a.debits_fen) FROM account a
-                      WHERE a.bucket = p_bucket AND a.merchant_no = p_merchant_no AND a.kind = 'PAYABLE'), 0))
+         + coalesce((SELECT sum(least(0, a.credits_fen - a.debits_fen)) FROM account a
+                      WHERE a.bucket = p_bucket AND a.merchant_no = p_merchant_no AND a.kind = 'PAYABLE'), 0)
          - coalesce((SELECT sum(f.subsidy_fen) FROM refund f
                        JOIN redemption r ON r.bucket = f.bucket AND r.voucher_id = f.voucher_id AND r.attempt = f.attempt
                       WHERE f.bucket = p_bucket AND f.merchant_no = p_merchant_no AND f.booked_on >= p_first_open
@@ -1572,11 +1916,13 @@ CREATE TABLE callback_event (
     delivered_at  timestamptz,
     died_at       timestamptz,
     last_error    text CHECK (length(last_error) <= 200),
-    PRIMARY KEY (bucket, voucher_id, attempt, kind),
+    part          smallint NOT NULL DEFAULT 0,
+    PRIMARY KEY (bucket, voucher_id, attempt, kind, part),
     CONSTRAINT one_state CHECK (num_nonnulls(next_at, delivered_at, died_at) = 1)
 );
 CREATE INDEX callback_event_due ON callback_event (partner_no, bucket, next_at) WHERE next_at IS NOT NULL;
 CREATE INDEX callback_event_dead ON callback_event (partner_no, died_at) WHERE died_at IS NOT NULL;
+COMMENT ON COLUMN callback_event.part IS 'Which further refund of the use it is about: 0 for the first, and for everything else.';
 COMMENT ON COLUMN callback_event.attempt IS 'Which use of the voucher it is about, 0 for none: attempt and kind are the order of a voucher''s events.';
 
 -- Expiry is booked for a whole stock at once; the events of its vouchers are made from this row afterwards, part by part.
@@ -2087,6 +2433,620 @@ SELECT make_append_only(t) FROM unnest(ARRAY['grant_run', 'grant_result']::regcl
 GRANT SELECT ON grant_run, grant_result TO hanquan_auditor, hanquan_finance;
 GRANT SELECT, INSERT ON grant_run, grant_result TO hanquan_operator;
 
+-- ---------------------------------------------------------------- offers: when, where and what they are called
+
+-- When a voucher ends: at the stock's end, or with its own last day in the city if that is before it. Like kernel.clock.ends_at.
+CREATE FUNCTION voucher_end(valid_until timestamptz, valid_days smallint, claimed_at timestamptz) RETURNS timestamptz
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT least(valid_until, (date_trunc('day', claimed_at AT TIME ZONE 'Asia/Shanghai')
+                               + make_interval(days => valid_days, secs => -1)) AT TIME ZONE 'Asia/Shanghai')
+$$;
+
+CREATE TABLE stock_district (
+    stock_no  integer NOT NULL REFERENCES stock,
+    district  text NOT NULL CHECK (length(district) BETWEEN 1 AND 80),
+    PRIMARY KEY (stock_no, district)
+);
+COMMENT ON TABLE stock_district IS 'Districts in whose shops a stock''s vouchers are good; a stock without rows is good in all.';
+
+CREATE TABLE stock_merchant (
+    stock_no     integer NOT NULL REFERENCES stock,
+    merchant_no  integer NOT NULL REFERENCES merchant,
+    PRIMARY KEY (stock_no, merchant_no)
+);
+COMMENT ON TABLE stock_merchant IS 'Shops in which a stock''s vouchers are good; a stock without rows is good in all.';
+
+CREATE TABLE category_name (
+    campaign_no  smallint NOT NULL REFERENCES campaign,
+    category     text NOT NULL,
+    name_zh      text NOT NULL,
+    name_en      text NOT NULL,
+    PRIMARY KEY (campaign_no, category)
+);
+COMMENT ON TABLE category_name IS 'What a campaign calls its categories. Campaigns loaded before there was this table have no rows.';
+
+SELECT make_append_only(t) FROM unnest(ARRAY['stock_district', 'stock_merchant', 'category_name']::regclass[]) AS t;
+
+REVOKE EXECUTE ON FUNCTION voucher_end FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION voucher_end TO hanquan_issuer, hanquan_redemption, hanquan_finance, hanquan_operator, hanquan_auditor;
+GRANT SELECT ON stock_district, stock_merchant, category_name
+   TO hanquan_issuer, hanquan_redemption, hanquan_finance, hanquan_antifraud, hanquan_operator, hanquan_auditor;
+GRANT INSERT ON stock_district, stock_merchant, category_name TO hanquan_operator;
+
+-- ---------------------------------------------------------------- merchants: onboarding, stores, keys, standing
+
+CREATE DOMAIN credit_code AS text COLLATE "C" CHECK (VALUE ~ '^[0-9A-HJ-NPQRTUWXY]{2}[0-9]{6}[0-9A-HJ-NPQRTUWXY]{10}$');
+COMMENT ON DOMAIN credit_code IS 'Unified social credit code, GB 32100-2015. The check digit is looked at where one is read (redemption/merchants/credit_code.py).';
+
+CREATE TYPE application_state AS ENUM (
+    'DRAFT',      -- something is missing or wrong; the next one replaces it
+    'SUBMITTED',  -- complete; somebody else must decide
+    'APPROVED',   -- the merchant is enrolled
+    'REJECTED'    -- its papers are free again
+);
+
+CREATE TABLE register_load (
+    load_no    integer PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
+    what       text NOT NULL CHECK (what IN ('REGISTER', 'PUBLIC_LIST')),
+    sha256     bytea NOT NULL CHECK (length(sha256) = 32),
+    entries    integer NOT NULL CHECK (entries > 0),
+    loaded_by  staff_name NOT NULL,
+    loaded_at  timestamptz NOT NULL
+);
+COMMENT ON TABLE register_load IS 'A file of the register or of the public list was loaded, by whom and when.';
+
+CREATE TABLE business (
+    credit_code  credit_code PRIMARY KEY,
+    name         text NOT NULL CHECK (length(name) BETWEEN 1 AND 200),
+    status       text NOT NULL CHECK (status IN ('ACTIVE', 'REVOKED', 'CANCELLED', 'MOVED')),
+    valid_until  date,
+    load_no      integer NOT NULL REFERENCES register_load
+);
+COMMENT ON TABLE business IS 'The register of businesses as it was last loaded; what papers are checked against.';
+COMMENT ON COLUMN business.valid_until IS 'The last day of its term; null: no end.';
+
+CREATE TABLE forger_listing (
+    credit_code   credit_code NOT NULL,
+    listed_on     date NOT NULL,
+    listed_until  date NOT NULL CHECK (listed_until >= listed_on),
+    reason        text NOT NULL CHECK (length(reason) BETWEEN 1 AND 500),
+    load_no       integer NOT NULL REFERENCES register_load,
+    PRIMARY KEY (credit_code, listed_on)
+);
+COMMENT ON TABLE forger_listing IS 'The public list of businesses that showed forged papers. Every entry has a last day.';
+
+CREATE TABLE merchant_application (
+    application_no  integer PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
+    merchant_id     text NOT NULL CHECK (merchant_id ~ '^[A-Za-z0-9_-]{4,32}$'),
+    credit_code     credit_code,
+    state           application_state NOT NULL,
+    document        text NOT NULL,
+    sent_by         staff_name NOT NULL,
+    sent_at         timestamptz NOT NULL,
+    decided_by      staff_name,
+    decided_at      timestamptz,
+    why             text NOT NULL DEFAULT '' CHECK (length(why) <= 500),
+    merchant_no     integer UNIQUE REFERENCES merchant,
+    CHECK (state = 'DRAFT' OR credit_code IS NOT NULL),
+    CHECK ((state IN ('APPROVED', 'REJECTED')) = (decided_by IS NOT NULL)),
+    CHECK ((decided_by IS NULL) = (decided_at IS NULL)),
+    CHECK ((state = 'APPROVED') = (merchant_no IS NOT NULL)),
+    CHECK (state <> 'REJECTED' OR why <> ''),
+    CONSTRAINT two_people CHECK (lower(decided_by) <> lower(sent_by))
+);
+CREATE UNIQUE INDEX merchant_application_draft ON merchant_application (merchant_id) WHERE state = 'DRAFT';
+CREATE UNIQUE INDEX merchant_application_id ON merchant_application (merchant_id) WHERE state IN ('SUBMITTED', 'APPROVED');
+CREATE UNIQUE INDEX merchant_application_code ON merchant_application (credit_code) WHERE state IN ('SUBMITTED', 'APPROVED');
+COMMENT ON COLUMN merchant_application.document IS 'What was applied for, as JSON in our own form; fields nobody knows are not kept.';
+
+CREATE TABLE merchant_paper (
+    application_no  integer NOT NULL REFERENCES merchant_application,
+    paper_no        smallint NOT NULL CHECK (paper_no > 0),
+    kind            text NOT NULL CHECK (kind ~ '^[A-Z_]{3,40}$'),
+    number          text NOT NULL CHECK (length(number) BETWEEN 1 AND 64),
+    holder          text NOT NULL CHECK (length(holder) BETWEEN 1 AND 200),
+    valid_from      date NOT NULL,
+    valid_until     date CHECK (valid_until >= valid_from),
+    sha256          bytea NOT NULL CHECK (length(sha256) = 32),
+    is_live         boolean NOT NULL DEFAULT true,
+    PRIMARY KEY (application_no, paper_no)
+);
+CREATE UNIQUE INDEX merchant_paper_number ON merchant_paper (kind, number) WHERE is_live;
+CREATE UNIQUE INDEX merchant_paper_file ON merchant_paper (sha256) WHERE is_live;
+COMMENT ON TABLE merchant_paper IS 'Papers of applications that were submitted. Names of businesses only; the files are not kept here.';
+COMMENT ON COLUMN merchant_paper.sha256 IS 'Of the file that was shown.';
+COMMENT ON COLUMN merchant_paper.is_live IS 'Its application waits or was approved: nobody else can show the same paper.';
+
+CREATE TABLE store (
+    store_no     integer PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
+    merchant_no  integer NOT NULL REFERENCES merchant,
+    store_id     text NOT NULL CHECK (store_id ~ '^[A-Za-z0-9_-]{1,32}$'),
+    name         text NOT NULL CHECK (length(name) BETWEEN 1 AND 200),
+    district     text NOT NULL CHECK (length(district) BETWEEN 1 AND 64),
+    address      text NOT NULL CHECK (length(address) BETWEEN 1 AND 200),
+    category     text NOT NULL CHECK (length(category) BETWEEN 1 AND 64),
+    added_by     staff_name NOT NULL,
+    added_at     timestamptz NOT NULL,
+    suspended    boolean NOT NULL DEFAULT false,
+    UNIQUE (merchant_no, store_id),
+    UNIQUE (merchant_no, store_no)
+);
+COMMENT ON COLUMN store.suspended IS 'None of its terminals may sign.';
+
+ALTER TABLE terminal ADD FOREIGN KEY (merchant_no, store_no) REFERENCES store (merchant_no, store_no);
+COMMENT ON COLUMN terminal.store_no IS 'Where it stands; null for one that was enrolled without a store.';
+
+CREATE TABLE standing_change (
+    change_no    bigint PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
+    merchant_no  integer NOT NULL REFERENCES merchant,
+    store_no     integer REFERENCES store,
+    terminal_no  integer REFERENCES terminal,
+    verb         text NOT NULL CHECK (verb IN ('SUSPEND', 'RESUME')),
+    until        timestamptz,
+    why          text NOT NULL CHECK (length(why) <= 500),
+    changed_by   staff_name NOT NULL,
+    changed_at   timestamptz NOT NULL,
+    CHECK (num_nonnulls(store_no, terminal_no) <= 1),
+    CHECK (verb = 'RESUME' OR why <> ''),
+    CHECK (until IS NULL OR (verb = 'SUSPEND' AND num_nonnulls(store_no, terminal_no) = 0 AND until > changed_at))
+);
+CREATE INDEX standing_change_merchant ON standing_change (merchant_no, change_no);
+COMMENT ON TABLE standing_change IS 'Who suspended or resumed a merchant, one of its stores or one of its terminals.';
+
+CREATE TABLE key_change (
+    change_no      bigint PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
+    serial_no      text NOT NULL REFERENCES api_key,
+    verb           text NOT NULL CHECK (verb IN ('ISSUE', 'ROTATE', 'REVOKE')),
+    old_serial_no  text REFERENCES api_key,
+    changed_by     staff_name,
+    why            text NOT NULL DEFAULT '' CHECK (length(why) <= 500),
+    changed_at     timestamptz NOT NULL,
+    CHECK ((verb = 'ROTATE') = (old_serial_no IS NOT NULL)),
+    CHECK (verb = 'ROTATE' OR changed_by IS NOT NULL),
+    CHECK (verb <> 'REVOKE' OR why <> '')
+);
+CREATE INDEX key_change_serial ON key_change (serial_no);
+CREATE INDEX key_change_old ON key_change (old_serial_no) WHERE old_serial_no IS NOT NULL;
+COMMENT ON TABLE key_change IS 'How terminals came by their keys and lost them.';
+COMMENT ON COLUMN key_change.changed_by IS 'Null: the merchant itself, with its old key.';
+
+-- Whoever keeps merchants and keys in memory reads them again at once: a suspension must not wait.
+CREATE FUNCTION tell_of_merchant() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    NOTIFY hanquan_merchant;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER tell_of_merchant AFTER INSERT OR UPDATE ON merchant FOR EACH STATEMENT EXECUTE FUNCTION tell_of_merchant();
+CREATE TRIGGER tell_of_merchant AFTER INSERT OR UPDATE ON store FOR EACH STATEMENT EXECUTE FUNCTION tell_of_merchant();
+CREATE TRIGGER tell_of_merchant AFTER INSERT OR UPDATE ON terminal FOR EACH STATEMENT EXECUTE FUNCTION tell_of_merchant();
+CREATE TRIGGER tell_of_merchant AFTER INSERT OR UPDATE ON api_key FOR EACH STATEMENT EXECUTE FUNCTION tell_of_merchant();
+
+-- A terminal's key: its first one (no old key), or the one that follows another, which then ends after the overlap.
+-- A terminal has one key, and two only while one follows the other. p_by null: the merchant itself asks.
+-- outcome: ADDED; REPLAYED when this very key was added before; else why not, with nothing changed.
+CREATE FUNCTION add_terminal_key(p_terminal_no integer, p_old_serial_no text, p_serial_no text, p_algorithm text, p_material bytea,
+                                 p_by text, p_overlap interval, p_life interval, p_at timestamptz,
+                                 OUT outcome text, OUT not_after timestamptz, OUT old_not_after timestamptz)
+    LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
+DECLARE
+    v_terminal terminal;
+    v_merchant merchant;
+    v_known    api_key;
+BEGIN
+    SELECT * INTO v_terminal FROM terminal t WHERE t.terminal_no = p_terminal_no FOR UPDATE;
+    IF NOT FOUND THEN
+        outcome := 'NO_TERMINAL';
+        RETURN;
+    END IF;
+    SELECT * INTO STRICT v_merchant FROM merchant m WHERE m.merchant_no = v_terminal.merchant_no;
+    old_not_after := (SELECT k.not_after FROM api_key k
+                       WHERE k.serial_no = p_old_serial_no AND k.terminal_no = p_terminal_no AND k.revoked_at IS NULL
+                         AND k.not_before <= p_at AND k.not_after > p_at);
+    SELECT * INTO v_known FROM api_key k WHERE k.serial_no = p_serial_no;
+    outcome := CASE
+        WHEN v_known.terminal_no = p_terminal_no AND v_known.revoked_at IS NULL
+             AND EXISTS (SELECT FROM key_change c WHERE c.serial_no = p_serial_no AND c.old_serial_no IS NOT DISTINCT FROM p_old_serial_no)
+            THEN 'REPLAYED'
+        WHEN v_known.serial_no IS NOT NULL THEN 'KEY_TAKEN'
+        WHEN p_by IS NULL AND (v_terminal.suspended OR (v_merchant.suspended AND coalesce(v_merchant.suspended_until > p_at, true))
+             OR EXISTS (SELECT FROM store s WHERE s.store_no = v_terminal.store_no AND s.suspended)) THEN 'SUSPENDED'
+        WHEN p_old_serial_no IS NOT NULL AND old_not_after IS NULL THEN 'NOT_LIVE'
+        WHEN EXISTS (SELECT FROM api_key k WHERE k.terminal_no = p_terminal_no AND k.revoked_at IS NULL AND k.not_after > p_at
+                        AND k.serial_no IS DISTINCT FROM p_old_serial_no) THEN 'HAS_KEY'
+        ELSE 'ADDED' END;
+    not_after := coalesce(v_known.not_after, p_at + p_life);
+    IF outcome <> 'ADDED' THEN
+        RETURN;
+    END IF;
+    INSERT INTO api_key (serial_no, holder_kind, holder_id, terminal_no, algorithm, key_material, not_before, not_after)
+    VALUES (p_serial_no, 'merchant', v_merchant.merchant_id, p_terminal_no, p_algorithm, p_material, p_at - interval '5 minutes', not_after);
+    UPDATE api_key k SET not_after = least(k.not_after, p_at + p_overlap) WHERE k.serial_no = p_old_serial_no
+    RETURNING k.not_after INTO old_not_after;
+    INSERT INTO key_change (serial_no, verb, old_serial_no, changed_by, changed_at)
+    VALUES (p_serial_no, CASE WHEN p_old_serial_no IS NULL THEN 'ISSUE' ELSE 'ROTATE' END, p_old_serial_no, p_by, p_at);
+END $$;
+
+-- A merchant's own new public key, RSA, for the terminal whose key asks. The only way in which a till's service writes keys.
+CREATE FUNCTION register_own_key(p_old_serial_no text, p_serial_no text, p_material bytea, p_at timestamptz,
+                                 OUT outcome text, OUT not_after timestamptz, OUT old_not_after timestamptz)
+    LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+    SELECT a.* FROM add_terminal_key((SELECT k.terminal_no FROM api_key k WHERE k.serial_no = p_old_serial_no AND k.holder_kind = 'merchant'),
+        p_old_serial_no, p_serial_no, 'RSA-2048-SHA256', p_material, NULL, interval '7 days', interval '365 days', p_at) a
+$$;
+
+SELECT make_append_only(t) FROM unnest(ARRAY['register_load', 'standing_change', 'key_change']::regclass[]) AS t;
+
+GRANT SELECT ON register_load, business, forger_listing, merchant_application, merchant_paper, store, standing_change, key_change
+   TO hanquan_operator, hanquan_auditor;
+GRANT SELECT ON store TO hanquan_issuer, hanquan_redemption, hanquan_finance;
+GRANT SELECT ON standing_change TO hanquan_redemption;
+GRANT INSERT ON register_load, business, forger_listing, merchant_application, merchant_paper, store, standing_change, key_change
+   TO hanquan_operator;
+GRANT UPDATE ON business, forger_listing, merchant_application TO hanquan_operator;
+GRANT UPDATE (is_live) ON merchant_paper TO hanquan_operator;
+GRANT UPDATE (suspended) ON store TO hanquan_operator;
+GRANT UPDATE (suspended_until) ON merchant TO hanquan_operator;
+GRANT EXECUTE ON FUNCTION add_terminal_key TO hanquan_operator;
+GRANT EXECUTE ON FUNCTION register_own_key TO hanquan_redemption;
+
+-- ---------------------------------------------------------------- retention and privacy
+
+-- How long what is kept. What each family is, and why: docs/privacy.md. Days count from the moment that is named there.
+CREATE TABLE retention_rule (
+    family      text PRIMARY KEY CHECK (family ~ '^[a-z_]{4,30}$'),
+    keep_days   integer NOT NULL CHECK (keep_days <= 36500),
+    least_days  integer NOT NULL CHECK (least_days >= 0),
+    changed_by  staff_name,
+    changed_at  timestamptz,
+    CONSTRAINT not_too_short CHECK (keep_days >= least_days)
+);
+COMMENT ON COLUMN retention_rule.least_days IS 'Below this something that still runs would miss it.';
+INSERT INTO retention_rule (family, keep_days, least_days) VALUES
+    ('claim_keys', 7, 1), ('signals', 30, 7), ('cases', 180, 31), ('callbacks', 30, 1), ('dead_letters', 90, 7),
+    ('round_storage', 180, 14), ('person_link', 1095, 60);
+
+-- What retention did to a round, once each. A step that was begun and has no end is taken up again by the next run.
+CREATE TABLE retention_step (
+    round_no      smallint NOT NULL REFERENCES round,
+    step          text NOT NULL CHECK (step IN ('CLAIM_KEYS', 'PACK', 'ARCHIVE', 'NUMBERS', 'UNLINK')),
+    part          text NOT NULL DEFAULT '',
+    begun_at      timestamptz NOT NULL,
+    done_at       timestamptz,
+    done_by       staff_name NOT NULL,
+    items         bigint NOT NULL DEFAULT 0,
+    bytes_before  bigint,
+    bytes_after   bigint,
+    sha256        bytea CHECK (length(sha256) = 32),
+    PRIMARY KEY (round_no, step, part)
+);
+COMMENT ON COLUMN retention_step.part IS 'The table that was packed; empty for the other steps.';
+COMMENT ON COLUMN retention_step.sha256 IS 'Of the list of files that the round was exported to, where that was asked for.';
+
+CREATE TABLE erasure (
+    erasure_no   bigint PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
+    person_hash  bytea NOT NULL CHECK (length(person_hash) = 32),
+    removed      jsonb NOT NULL,
+    kept         jsonb NOT NULL,
+    asked_by     staff_name NOT NULL,
+    why          text NOT NULL CHECK (length(why) BETWEEN 1 AND 500),
+    erased_at    timestamptz NOT NULL
+);
+CREATE INDEX erasure_person ON erasure (person_hash);
+COMMENT ON COLUMN erasure.person_hash IS 'HMAC-SHA256 of the token under the master key: whoever asks again is recognised, and nobody can be read out of it.';
+
+-- When a round is over for good: the last voucher of its campaign has run out.
+CREATE VIEW round_end AS
+    SELECT d.round_no, d.campaign_no, c.campaign_id, d.round_id, d.closes_at, e.campaign_ends_at
+      FROM round d JOIN campaign c USING (campaign_no)
+      JOIN (SELECT r.campaign_no, max(greatest(r.closes_at, s.valid_until)) AS campaign_ends_at
+              FROM round r LEFT JOIN stock s USING (round_no) GROUP BY r.campaign_no) e USING (campaign_no);
+
+-- archive: rounds whose storage was detached, in tables of the same names, still guarded.
+-- books: everything there ever was, in views of the same names, so that whoever puts books before public in the
+-- search path (the audit does: read_books) reads old rounds and new ones with the same queries.
+CREATE SCHEMA archive;
+CREATE SCHEMA books;
+
+-- Tables that are partitioned by round; those that refer to another come first.
+CREATE FUNCTION round_tables() RETURNS SETOF text
+    LANGUAGE sql STABLE AS $$
+    SELECT c.relname::text FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'voucher_id'
+     WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = 'p' ORDER BY c.oid DESC $$;
+
+-- Tables with rows of all rounds in one, that follow a round into the archive by themselves.
+CREATE FUNCTION round_lists() RETURNS SETOF text
+    LANGUAGE sql STABLE AS $$
+    SELECT t FROM unnest(ARRAY['request_number', 'person_use']) t WHERE to_regclass('public.' || t) IS NOT NULL $$;
+
+-- Makes archive and books as the tables stand now; a migration that changes one of them calls it again, with the archive
+-- changed alike.
+CREATE FUNCTION renew_books() RETURNS void
+    LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
+DECLARE
+    v_table   text;
+    v_is_part boolean;
+    v_columns text;
+    v_posting text := pg_get_viewdef('posting'::regclass);
+BEGIN
+    DROP VIEW IF EXISTS books.posting;
+    FOR v_table, v_is_part IN SELECT t, true FROM round_tables() t UNION ALL SELECT t, false FROM round_lists() t LOOP
+        IF to_regclass('archive.' || v_table) IS NULL THEN
+            EXECUTE format('CREATE TABLE archive.%1$I (LIKE public.%1$I INCLUDING CONSTRAINTS)%2$s', v_table,
+                           CASE WHEN v_is_part THEN ' PARTITION BY RANGE (voucher_id)' ELSE '' END);
+            PERFORM make_append_only(('archive.' || v_table)::regclass) WHERE v_is_part;
+        END IF;
+        v_columns := (SELECT string_agg(quote_ident(attname), ', ' ORDER BY attnum) FROM pg_attribute
+                       WHERE attrelid = ('public.' || v_table)::regclass AND attnum > 0 AND NOT attisdropped);
+        EXECUTE format('DROP VIEW IF EXISTS books.%I', v_table);
+        EXECUTE format('CREATE VIEW books.%1$I AS SELECT %2$s FROM public.%1$I UNION ALL SELECT %2$s FROM archive.%1$I', v_table, v_columns);
+    END LOOP;
+    PERFORM set_config('search_path', 'books, public, pg_temp', true);
+    EXECUTE 'CREATE VIEW books.posting AS ' || v_posting;
+    GRANT USAGE ON SCHEMA books TO hanquan_auditor, hanquan_finance, hanquan_custodian;
+    GRANT SELECT ON ALL TABLES IN SCHEMA books TO hanquan_auditor, hanquan_finance, hanquan_custodian;
+END $$;
+SELECT renew_books();
+
+-- Until the transaction ends whoever calls it reads old rounds with the new ones, and no round is moved meanwhile (lock 4824).
+CREATE FUNCTION read_books() RETURNS text
+    LANGUAGE sql AS $$
+    SELECT pg_advisory_xact_lock_shared(4824);
+    SELECT set_config('search_path', 'books, public', true) $$;
+
+CREATE FUNCTION keep_until(p_family text, p_from timestamptz) RETURNS timestamptz
+    LANGUAGE sql STABLE AS $$ SELECT p_from + make_interval(days => keep_days) FROM retention_rule WHERE family = p_family $$;
+
+CREATE FUNCTION is_step_done(p_round_no smallint, p_step text) RETURNS boolean
+    LANGUAGE sql STABLE AS $$
+    SELECT EXISTS (SELECT FROM retention_step t WHERE t.round_no = p_round_no AND t.step = p_step AND t.done_at IS NOT NULL) $$;
+
+CREATE FUNCTION first_id(p_round_no integer) RETURNS bigint
+    LANGUAGE sql IMMUTABLE AS $$ SELECT p_round_no::bigint << 38 $$;
+
+-- Why the storage of a round cannot be detached now; null when it can.
+CREATE FUNCTION archive_blocked_by(p_round_no smallint, p_at timestamptz) RETURNS text
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
+    SELECT CASE
+        WHEN p_at < keep_until('round_storage', e.campaign_ends_at) THEN format('kept until %s', keep_until('round_storage', e.campaign_ends_at))
+        WHEN NOT is_step_done(p_round_no, 'CLAIM_KEYS') THEN 'its claim keys are still in the claim store'
+        WHEN EXISTS (SELECT FROM balance b WHERE b.campaign_no = e.campaign_no AND b.kind = 'ISSUED' AND b.balance_fen <> 0)
+            THEN 'vouchers that ran out are not booked as expired: settle expire'
+        WHEN EXISTS (SELECT FROM balance b WHERE b.campaign_no = e.campaign_no AND b.kind = 'SETTLING' AND b.balance_fen <> 0)
+            THEN 'the bank has not answered a settlement'
+        WHEN EXISTS (SELECT FROM open_day_posting p WHERE p.campaign_no = e.campaign_no) THEN 'a day of it is not closed'
+        WHEN EXISTS (SELECT FROM callback_expiry x JOIN stock s USING (stock_no) WHERE s.round_no = p_round_no AND x.unfolded_at IS NULL)
+          OR EXISTS (SELECT FROM city, generate_series(0, buckets - 1) b JOIN callback_event c ON c.bucket = b
+                       AND c.voucher_id >= first_id(p_round_no) AND c.voucher_id < first_id(p_round_no + 1) WHERE c.next_at IS NOT NULL)
+            THEN 'callbacks wait to be sent' END
+      FROM round_end e WHERE e.round_no = p_round_no
+$$;
+
+-- Says of the partitions of a round what they hold, so that moving them reads no row. First without a look (is_checked
+-- false), which takes a moment's lock; then, in a transaction of its own, with one.
+CREATE FUNCTION bound_round(p_round_no smallint, p_is_checked boolean) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp SET lock_timeout = '300ms' AS $$
+DECLARE
+    v_table text;
+BEGIN
+    FOR v_table IN SELECT t || '_r' || p_round_no FROM round_tables() t ORDER BY to_regclass('public.' || t)::oid LOOP
+        IF p_is_checked THEN
+            EXECUTE format('ALTER TABLE %I VALIDATE CONSTRAINT round_range', v_table);
+        ELSE
+            EXECUTE format('ALTER TABLE %I DROP CONSTRAINT IF EXISTS round_range', v_table);
+            EXECUTE format('ALTER TABLE %I ADD CONSTRAINT round_range CHECK (voucher_id >= %s AND voucher_id < %s) NOT VALID',
+                           v_table, first_id(p_round_no), first_id(p_round_no + 1));
+        END IF;
+    END LOOP;
+END $$;
+
+-- Puts a table into its place in the archive.
+CREATE FUNCTION attach_to_archive(p_table text, p_round_no smallint) RETURNS void
+    LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
+BEGIN
+    EXECUTE format('ALTER TABLE archive.%I ATTACH PARTITION archive.%I FOR VALUES FROM (%s) TO (%s)', p_table,
+                   p_table || '_r' || p_round_no, first_id(p_round_no), first_id(p_round_no + 1));
+    EXECUTE format('ALTER TABLE archive.%I DROP CONSTRAINT IF EXISTS round_range', p_table || '_r' || p_round_no);
+END $$;
+
+-- Detaches the storage of a round and puts it into the archive, all its tables at once and without reading a row: no till
+-- ever sees one of them without the others. Gives up after 300 ms of waiting for anybody; ask again then.
+-- refusal is null when it worked, 'REPLAYED' when it was done before.
+CREATE FUNCTION archive_round(p_round_no smallint, p_by text, p_at timestamptz, p_sha256 bytea, OUT refusal text, OUT items bigint)
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp SET lock_timeout = '300ms' AS $$
+DECLARE
+    v_table text;
+    v_part  text;
+    v_key   text;
+    v_bytes bigint := 0;
+BEGIN
+    PERFORM pg_advisory_xact_lock(4824);
+    refusal := CASE WHEN is_step_done(p_round_no, 'ARCHIVE') THEN 'REPLAYED' ELSE archive_blocked_by(p_round_no, p_at) END;
+    IF refusal IS NOT NULL THEN
+        RETURN;
+    END IF;
+    items := 0;
+    FOR v_table IN SELECT t FROM round_tables() t ORDER BY to_regclass('public.' || t)::oid LOOP -- in the order in which tills take them
+        EXECUTE format('LOCK TABLE ONLY public.%I IN ACCESS EXCLUSIVE MODE', v_table);
+    END LOOP;
+    FOR v_table IN SELECT round_tables() LOOP
+        v_part := v_table || '_r' || p_round_no;
+        items := items + greatest((SELECT c.reltuples FROM pg_class c WHERE c.oid = v_part::regclass)::bigint, 0);
+        v_bytes := v_bytes + pg_total_relation_size(v_part::regclass);
+        EXECUTE format('ALTER TABLE public.%I DETACH PARTITION public.%I', v_table, v_part);
+        FOR v_key IN SELECT conname FROM pg_constraint WHERE conrelid = v_part::regclass AND contype = 'f' AND conparentid = 0 LOOP
+            EXECUTE format('ALTER TABLE public.%I DROP CONSTRAINT %I', v_part, v_key);
+        END LOOP;
+        EXECUTE format('ALTER TABLE public.%I SET SCHEMA archive', v_part);
+        PERFORM attach_to_archive(v_table, p_round_no);
+    END LOOP;
+    INSERT INTO retention_step (round_no, step, begun_at, done_at, done_by, items, bytes_before, bytes_after, sha256)
+    VALUES (p_round_no, 'ARCHIVE', p_at, p_at, p_by, items, v_bytes, v_bytes, p_sha256);
+END $$;
+
+-- Moves a page of the tills' numbers of an archived round after it. last: where the next page begins, null at the end.
+CREATE FUNCTION archive_numbers(p_round_no smallint, p_bucket smallint, p_after uuid, p_limit integer, OUT last uuid, OUT moved bigint)
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+BEGIN
+    IF NOT is_step_done(p_round_no, 'ARCHIVE') THEN
+        RAISE EXCEPTION 'round % is not archived', p_round_no USING ERRCODE = 'HQ002';
+    END IF;
+    SELECT p.request_key INTO last
+      FROM (SELECT n.request_key FROM request_number n WHERE n.bucket = p_bucket AND n.request_key > p_after
+             ORDER BY n.request_key LIMIT p_limit) p ORDER BY p.request_key DESC LIMIT 1;
+    WITH gone AS (
+        DELETE FROM request_number n WHERE n.bucket = p_bucket AND n.request_key > p_after AND n.request_key <= last
+           AND n.voucher_id >= first_id(p_round_no) AND n.voucher_id < first_id(p_round_no + 1) RETURNING n.*
+    ), kept AS (
+        INSERT INTO archive.request_number SELECT * FROM gone RETURNING 1
+    )
+    SELECT count(*) INTO moved FROM kept;
+END $$;
+
+-- Moves what caps counted of an archived round after it, at once: only campaigns with caps have any.
+CREATE FUNCTION archive_person_use(p_round_no smallint) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+BEGIN
+    IF NOT is_step_done(p_round_no, 'ARCHIVE') THEN
+        RAISE EXCEPTION 'round % is not archived', p_round_no USING ERRCODE = 'HQ002';
+    END IF;
+    WITH gone AS (
+        DELETE FROM person_use u WHERE u.voucher_id >= first_id(p_round_no) AND u.voucher_id < first_id(p_round_no + 1) RETURNING u.*
+    )
+    INSERT INTO archive.person_use SELECT * FROM gone;
+END $$;
+
+-- The columns of a table of rounds as an unlinked one has them: tokens and numbers that somebody outside knows are put
+-- through a hash with a salt ($1) that nobody keeps. What was equal stays equal within the round, so that every limit and
+-- every number can still be recounted.
+CREATE FUNCTION unlinked_columns(p_table text) RETURNS text
+    LANGUAGE sql STABLE SET search_path = public, pg_temp AS $$
+    SELECT string_agg(CASE
+             WHEN atttypid = 'uuid'::regtype THEN format('encode(substr(sha256($1 || uuid_send(%1$I)), 1, 16), ''hex'')::uuid', attname)
+             WHEN atttypid = 'text'::regtype AND attname LIKE '%\_no' THEN
+                 format('encode(substr(sha256($1 || convert_to(%1$I, ''UTF8'')), 1, 16), ''hex'')', attname)
+             WHEN atttypid = 'integer'::regtype AND attname LIKE '%\_key' THEN
+                 format('(''x'' || encode(substr(sha256($1 || int4send(%1$I)), 1, 4), ''hex''))::bit(32)::integer', attname)
+             ELSE quote_ident(attname) END, ', ' ORDER BY attnum)
+      FROM pg_attribute WHERE attrelid = p_table::regclass AND attnum > 0 AND NOT attisdropped
+$$;
+
+-- Ends the link between the rows of an archived round and the people they were about. Every row stays, with its money, its
+-- voucher's number and its time. refusal as for archive_round.
+CREATE FUNCTION unlink_round(p_round_no smallint, p_by text, p_at timestamptz, OUT refusal text, OUT items bigint)
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp SET lock_timeout = '300ms' AS $$
+DECLARE
+    v_salt   bytea := uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid());
+    v_table  text;
+    v_part   text;
+    v_was    bigint;
+    v_is     bigint;
+    v_before bigint := 0;
+    v_after  bigint := 0;
+BEGIN
+    PERFORM pg_advisory_xact_lock(4824);
+    refusal := (SELECT CASE WHEN is_step_done(p_round_no, 'UNLINK') THEN 'REPLAYED'
+                            WHEN NOT is_step_done(p_round_no, 'NUMBERS') THEN 'it is not in the archive with its numbers'
+                            WHEN p_at < keep_until('person_link', e.campaign_ends_at) THEN format('kept until %s', keep_until('person_link', e.campaign_ends_at)) END
+                  FROM round_end e WHERE e.round_no = p_round_no);
+    IF refusal IS NOT NULL THEN
+        RETURN;
+    END IF;
+    items := 0;
+    FOR v_table IN SELECT round_tables() LOOP
+        v_part := v_table || '_r' || p_round_no;
+        v_before := v_before + pg_total_relation_size(('archive.' || v_part)::regclass);
+        EXECUTE format('CREATE TABLE archive.unlinked (LIKE archive.%I INCLUDING CONSTRAINTS INCLUDING DEFAULTS)', v_part);
+        EXECUTE format('INSERT INTO archive.unlinked SELECT %s FROM archive.%I ORDER BY voucher_id', unlinked_columns('archive.' || v_part), v_part)
+          USING v_salt;
+        GET DIAGNOSTICS v_is = ROW_COUNT;
+        EXECUTE format('SELECT count(*) FROM archive.%I', v_part) INTO v_was;
+        IF v_is <> v_was THEN
+            RAISE EXCEPTION 'archive.% has % rows, its copy %', v_part, v_was, v_is USING ERRCODE = 'HQ002';
+        END IF;
+        EXECUTE format('DROP TABLE archive.%I', v_part);
+        EXECUTE format('ALTER TABLE archive.unlinked RENAME TO %I', v_part);
+        EXECUTE format('ALTER TABLE archive.%I ADD CONSTRAINT round_range CHECK (voucher_id >= %s AND voucher_id < %s)', v_part,
+                       first_id(p_round_no), first_id(p_round_no + 1));
+        EXECUTE format('CREATE TRIGGER append_only_truncate BEFORE TRUNCATE ON archive.%I FOR EACH STATEMENT EXECUTE FUNCTION forbid_change()', v_part);
+        PERFORM attach_to_archive(v_table, p_round_no);
+        v_after := v_after + pg_total_relation_size(('archive.' || v_part)::regclass);
+        items := items + v_is;
+    END LOOP;
+    UPDATE request_clash c SET out_request_no = encode(substr(sha256(v_salt || convert_to(c.out_request_no, 'UTF8')), 1, 16), 'hex')
+     WHERE c.first_voucher >= first_id(p_round_no) AND c.first_voucher < first_id(p_round_no + 1);
+    DELETE FROM archive.request_number n WHERE n.voucher_id >= first_id(p_round_no) AND n.voucher_id < first_id(p_round_no + 1);
+    UPDATE archive.person_use u SET person_hash = 0 WHERE u.voucher_id >= first_id(p_round_no) AND u.voucher_id < first_id(p_round_no + 1);
+    INSERT INTO retention_step (round_no, step, begun_at, done_at, done_by, items, bytes_before, bytes_after)
+    VALUES (p_round_no, 'UNLINK', p_at, p_at, p_by, items, v_before, v_after);
+END $$;
+
+-- Writes down that a step which is not the database's own was begun, and that it was done. A step is begun before
+-- anything is removed: a claim store that is rebuilt meanwhile must not bring it back.
+CREATE FUNCTION begin_step(p_round_no smallint, p_step text, p_part text, p_by text, p_at timestamptz) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+BEGIN
+    IF p_step NOT IN ('CLAIM_KEYS', 'PACK', 'NUMBERS') OR p_at < (SELECT d.closes_at FROM round d WHERE d.round_no = p_round_no) THEN
+        RAISE EXCEPTION 'round %: % cannot begin', p_round_no, p_step USING ERRCODE = 'HQ002';
+    END IF;
+    INSERT INTO retention_step (round_no, step, part, begun_at, done_by) VALUES (p_round_no, p_step, p_part, p_at, p_by) ON CONFLICT DO NOTHING;
+END $$;
+
+CREATE FUNCTION end_step(p_round_no smallint, p_step text, p_part text, p_at timestamptz, p_items bigint, p_before bigint, p_after bigint) RETURNS void
+    LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+    UPDATE retention_step t SET done_at = p_at, items = p_items, bytes_before = p_before, bytes_after = p_after
+     WHERE t.round_no = p_round_no AND t.step = p_step AND t.part = p_part AND t.done_at IS NULL
+       AND t.step IN ('CLAIM_KEYS', 'PACK', 'NUMBERS')
+$$;
+
+-- Everything that the books and the lists beside them hold about a person, as it stands there: the table, and the row.
+-- p_vouchers are the person's (person_vouchers). Whatever table has a column named person is asked, and whatever names vouchers,
+-- but for the hashes of tills' numbers, which say no more than the rows that they stand for.
+CREATE FUNCTION person_rows(p_person uuid, p_bucket smallint, p_vouchers bigint[]) RETURNS TABLE (place text, item jsonb)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
+DECLARE
+    v_column text;
+BEGIN
+    FOR place IN SELECT round_tables() ORDER BY 1 DESC LOOP
+        RETURN QUERY EXECUTE format('SELECT %L, to_jsonb(t) FROM books.%I t WHERE t.bucket = $1 AND t.voucher_id = ANY ($2) ORDER BY t.voucher_id', place, place)
+            USING p_bucket, p_vouchers;
+    END LOOP;
+    FOR place, v_column IN SELECT c.relname, a.attname FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
+                  WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = 'r' AND NOT c.relispartition AND c.relname <> 'request_number'
+                    AND (a.attname = 'person' AND a.atttypid = 'uuid'::regtype OR a.attname = 'voucher_id') ORDER BY 1 LOOP
+        RETURN QUERY EXECUTE format('SELECT %L, to_jsonb(t) FROM %I.%I t WHERE %s', place,
+                CASE WHEN place IN (SELECT round_lists()) THEN 'books' ELSE 'public' END, place,
+                CASE v_column WHEN 'person' THEN 't.person = $1' ELSE 't.bucket = $2 AND t.voucher_id = ANY ($3)' END)
+            USING p_person, p_bucket, p_vouchers;
+    END LOOP;
+    RETURN QUERY SELECT 'flag', to_jsonb(f) FROM flag f WHERE f.subject_kind = 'person' AND f.subject = p_person::text;
+    RETURN QUERY SELECT 'request_clash', to_jsonb(c) FROM request_clash c
+                  WHERE c.first_voucher = ANY (p_vouchers) OR c.second_voucher = ANY (p_vouchers);
+END $$;
+
+CREATE FUNCTION person_vouchers(p_person uuid, p_bucket smallint, p_partition integer) RETURNS SETOF bigint
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
+    SELECT v.voucher_id FROM round d
+      JOIN books.voucher v ON v.bucket = p_bucket AND v.voucher_id >= first_id(d.round_no) + (p_partition::bigint << 28)
+                                                  AND v.voucher_id < first_id(d.round_no) + ((p_partition::bigint + 1) << 28)
+     WHERE v.person = p_person ORDER BY 1
+$$;
+
+SELECT make_append_only('erasure'::regclass);
+
+REVOKE EXECUTE ON FUNCTION round_tables, round_lists, renew_books, read_books, keep_until, is_step_done, first_id, archive_blocked_by, bound_round,
+    attach_to_archive, archive_round, archive_numbers, archive_person_use, unlinked_columns, unlink_round, begin_step, end_step, person_rows,
+    person_vouchers FROM PUBLIC;
+
+GRANT USAGE ON SCHEMA archive TO hanquan_auditor;
+GRANT SELECT ON retention_rule, retention_step, erasure, round_end TO hanquan_custodian, hanquan_auditor, hanquan_finance, hanquan_operator;
+GRANT SELECT ON retention_step TO hanquan_issuer;
+GRANT UPDATE (keep_days, changed_by, changed_at) ON retention_rule TO hanquan_custodian;
+GRANT INSERT ON erasure TO hanquan_custodian;
+GRANT EXECUTE ON FUNCTION keep_until, is_step_done, first_id, round_tables TO hanquan_custodian, hanquan_auditor;
+GRANT EXECUTE ON FUNCTION read_books TO hanquan_auditor, hanquan_custodian, hanquan_finance;
+GRANT EXECUTE ON FUNCTION archive_blocked_by, bound_round, archive_round, archive_numbers, archive_person_use, unlink_round, begin_step, end_step, person_rows,
+    person_vouchers TO hanquan_custodian;
+
 -- ---------------------------------------------------------------- who may do what
 
 REVOKE ALL ON SCHEMA public FROM PUBLIC;
@@ -2109,7 +3069,15 @@ GRANT SELECT ON redemption, refund, account TO hanquan_issuer;
 GRANT SELECT ON voucher, transfer, day_close, account, merchant_day, merchant_held TO hanquan_redemption;
 GRANT SELECT, INSERT ON redemption, refund TO hanquan_redemption;
 GRANT SELECT, INSERT ON request_number TO hanquan_redemption;
-GRANT EXECUTE ON FUNCTION redeem_batch, refund_batch, refund_room_fen, lock_bucket, first_open_day, is_stock_expired TO hanquan_redemption;
+GRANT SELECT ON redeem_cap TO hanquan_auditor, hanquan_redemption, hanquan_issuer, hanquan_operator, hanquan_finance;
+GRANT INSERT ON redeem_cap TO hanquan_operator;
+GRANT SELECT ON hold, hold_end, offline_use, person_use TO hanquan_auditor, hanquan_finance;
+GRANT SELECT ON hold, hold_end TO hanquan_issuer;
+GRANT SELECT, INSERT ON hold, hold_end, offline_use, person_use TO hanquan_redemption;
+GRANT EXECUTE ON FUNCTION number_hash, person_hash, is_use_live, cap_broken, is_use_taken, is_hold_taken, is_order_taken, taken_numbers,
+    register_numbers, find_numbers, redeem_batch, end_holds, refund_batch TO hanquan_redemption;
+GRANT EXECUTE ON FUNCTION number_hash TO hanquan_issuer, hanquan_finance, hanquan_operator, hanquan_auditor;
+GRANT EXECUTE ON FUNCTION refund_room_fen, lock_bucket, first_open_day, is_stock_expired TO hanquan_redemption;
 
 GRANT SELECT ON voucher, redemption, refund, day_close, account, merchant_day, merchant_hold, merchant_hold_release,
                 merchant_held, posting, open_day_posting, balance, drain_position TO hanquan_finance, hanquan_operator;
@@ -2137,3 +3105,10 @@ CREATE POLICY issuer_issues ON transfer FOR INSERT TO hanquan_issuer WITH CHECK 
 CREATE POLICY operator_funds ON transfer FOR INSERT TO hanquan_operator WITH CHECK (kind = 'FUND');
 CREATE POLICY finance_settles ON transfer FOR INSERT TO hanquan_finance
     WITH CHECK (kind IN ('SUSPEND', 'CLEAR'));
+
+-- The custodian reads what it needs for retention and for what people ask, and deletes from three tables beside the ledger.
+GRANT USAGE ON SCHEMA public TO hanquan_custodian;
+GRANT SELECT ON city, campaign, round, stock, pack, partner, merchant, terminal, stock_issued, drain_position, request_number,
+                flag, person_block, callback_event, callback_expiry TO hanquan_custodian;
+GRANT DELETE ON flag, person_block, callback_event TO hanquan_custodian;
+GRANT EXECUTE ON FUNCTION account_bucket, account_merchant TO hanquan_custodian;

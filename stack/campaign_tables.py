@@ -22,6 +22,9 @@ def summary(campaign: Campaign) -> Iterator[Table]:
     """What a campaign costs and which rules hold for a person."""
     yield _totals(campaign)
     yield _limits(campaign)
+    yield _till(campaign)
+    if campaign.scopes:
+        yield _scopes(campaign)
     having = [each for each in campaign.rounds if each.packs]
     if having:
         yield _packs(having)
@@ -141,6 +144,38 @@ def _limits(campaign: Campaign) -> Table:
         table.add_row(f"claims in a round, {group.group_id}", str(group.per_person), _members(campaign, group.group_id))
     if campaign.face_per_person_fen is not None:
         table.add_row("face in the campaign, yuan", format_yuan(campaign.face_per_person_fen), "")
+    for cap in campaign.redeem_caps:
+        period = "a month" if cap.period == "MONTH" else "the campaign"
+        whose = "of one partner's vouchers" if cap.is_per_partner else ""
+        table.add_row(f"face used in {period}, yuan", format_yuan(cap.face_fen_max), whose)
+    return table
+
+
+def _till(campaign: Campaign) -> Table:
+    offer, days = campaign.offer, campaign.rounds[0].valid_days
+    others = " and ".join(_OTHERS[other] for other in offer.stacks_with) or "nobody's"
+    table = empty_table("at the till", "")
+    table.add_row("the bill is at least", f"{offer.minimum_spend_times} times the face, or what a stock says itself")
+    table.add_row("together with reductions of", others)
+    table.add_row("code", "only the one that changes each minute" if offer.till_code == "ROTATING" else "any")
+    table.add_row("good for", f"{days} days from the claim on" if days else "as long as its round says")
+    table.add_row("a refund", _REFUNDS[offer.refund_policy])
+    return table
+
+
+_OTHERS = {"SHOP": "the shop", "PLATFORM": "a platform"}
+_REFUNDS = {
+    "RESTORE": "gives the voucher back when it is in full and in time; else its money, in proportion to the cash",
+    "RETURN_TO_BUDGET": "takes the voucher, and gives all its money back",
+    "PAID_SHARE": "takes the voucher, and gives its money back in proportion to the cash",
+}
+
+
+def _scopes(campaign: Campaign) -> Table:
+    table = empty_table("scope", "good in", "")
+    for scope in campaign.scopes:
+        shops = f"{len(scope.merchant_ids):,} merchants" if scope.merchant_ids else ""
+        table.add_row(scope.scope_id, ", ".join(scope.districts), shops)
     return table
 
 
@@ -166,7 +201,8 @@ def _packs(rounds: list[Round]) -> Table:
 
 
 def _remark(offer: Stock | Pack) -> str:
-    words = [offer.group_id or "", "granted" if offer.is_granted else ""]
+    scope_id = offer.scope_id if isinstance(offer, Stock) else None
+    words = [offer.group_id or "", scope_id or "", "granted" if offer.is_granted else ""]
     return ", ".join(word for word in words if word)
 
 

@@ -30,12 +30,16 @@ GROUPS = {
     "campaign": "Check a campaign file, load it, grant vouchers to a list.",
     "stock": "Lead a stock through its life: approve, pause, budget.",
     "enrol": "Enrol partners, merchants with their terminals, operators.",
+    "merchants": "Let merchants in: papers, stores, tills, keys, suspension.",
     "settle": "Pay the shops: propose, approve, export, bank's answer.",
     "reconcile": "Hold our books against partners and the bank.",
     "flags": "See who is flagged; release merchants, lift blocks.",
+    "tills": "See which terminals are locked for invalid codes; let one go.",
     "load": "Send a rush of real clients, and audit their answers.",
     "bench": "Measure the issuer beside its limit, in one run.",
     "callbacks": "Tell partners what became of vouchers; mend what got stuck.",
+    "privacy": "Export what is stored about a person; erase what may go.",
+    "retention": "Show what is kept for how long; remove what is past it.",
     "faults": "Break a stack at random, and prove that nothing was lost.",
 }
 """Commands with commands of their own: the module's `app`."""

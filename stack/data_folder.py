@@ -115,10 +115,19 @@ class DataFolder:
         """The secrets, made at the first call. Raises StackError if they were lost."""
         file = self.path / "secrets.json"
         with suppress(FileNotFoundError):
-            return msgspec.json.decode(file.read_bytes(), type=Secrets)
+            return self._with_new_roles(file, msgspec.json.decode(file.read_bytes(), type=Secrets))
         if (self.path / "postgres" / "hanquan.made").exists():
             raise StackError(f"{file} is gone, and without it the data cannot be opened; put it back")
         made = new_secrets()
+        write_atomically(file, msgspec.json.format(msgspec.json.encode(made)))
+        return made
+
+    @staticmethod
+    def _with_new_roles(file: Path, known: Secrets) -> Secrets:
+        """A folder of an older version lacks the passwords of roles that came since."""
+        if known.role_passwords.keys() >= set(ROLES):
+            return known
+        made = msgspec.structs.replace(known, role_passwords=_passwords() | known.role_passwords)
         write_atomically(file, msgspec.json.format(msgspec.json.encode(made)))
         return made
 

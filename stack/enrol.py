@@ -16,8 +16,7 @@ import sql
 from kernel.postgres import Connection
 from kernel.sealing import seal
 from kernel.signing import Algorithm, Signer
-
-KEY_LIFE = timedelta(days=365)
+from redemption.merchants.keys import KEY_LIFE
 
 _queries = sql.load("enrol")
 
@@ -34,7 +33,9 @@ class NewMerchant(msgspec.Struct, frozen=True, kw_only=True):
     payee_bank: str
 
 
-class _NewKey(msgspec.Struct, frozen=True, kw_only=True):
+class NewKey(msgspec.Struct, frozen=True, kw_only=True):
+    """A key that was made. `material` is what the database keeps of it: a sealed secret, or a public key as DER."""
+
     kind: str
     terminal_no: int | None
     signer: Signer
@@ -45,7 +46,7 @@ async def enrol_partner(
     conn: Connection, master_key: bytes, partner_id: str, algorithm: Algorithm, now: datetime
 ) -> Signer:
     """A new key for a partner that a campaign named; the partner signs with the Signer returned."""
-    key = _new_key(master_key, "partner", partner_id, algorithm)
+    key = new_key(master_key, "partner", partner_id, algorithm)
     await _insert_keys(conn, [key], now)
     return key.signer
 
@@ -55,7 +56,7 @@ async def enrol_public_key(conn: Connection, partner_id: str, public: RSAPublicK
     serial_no = secrets.token_hex(10).upper()
     signer = Signer(holder_id=partner_id, serial_no=serial_no, algorithm=Algorithm.RSA, secret=b"")
     material = public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    await _insert_keys(conn, [_NewKey(kind="partner", terminal_no=None, signer=signer, material=material)], now)
+    await _insert_keys(conn, [NewKey(kind="partner", terminal_no=None, signer=signer, material=material)], now)
     return serial_no
 
 
@@ -68,7 +69,7 @@ async def enrol_operator(
         enrolled: str = await conn.fetchval(_queries["insert_operator"], operator_id, name)
         if enrolled != name:
             return enrolled
-        key = _new_key(master_key, "operator", operator_id, Algorithm.HMAC)
+        key = new_key(master_key, "operator", operator_id, Algorithm.HMAC)
         await _insert_keys(conn, [key], now)
     return key.signer
 
@@ -85,7 +86,7 @@ async def enrol_merchants(
         terminals = await conn.fetch(_queries["insert_terminals"], ordered, ["T1"] * len(ordered))
         terminal_of = {row["merchant_no"]: row["terminal_no"] for row in terminals}
         keys = [
-            _new_key(master_key, "merchant", merchant.merchant_id, Algorithm.HMAC, terminal_of[number])
+            new_key(master_key, "merchant", merchant.merchant_id, Algorithm.HMAC, terminal_of[number])
             for merchant, number in zip(merchants, ordered, strict=True)
         ]
         await _insert_keys(conn, keys, now)
@@ -97,21 +98,22 @@ async def set_quota(conn: Connection, partner_id: str, claims_per_s_max: int | N
     return await conn.fetchval(_queries["set_quota"], partner_id, claims_per_s_max) is not None
 
 
-def _new_key(
+def new_key(
     master_key: bytes, kind: str, holder_id: str, algorithm: Algorithm, terminal_no: int | None = None
-) -> _NewKey:
+) -> NewKey:
+    """A fresh key for a holder; in no database yet."""
     serial_no = secrets.token_hex(10).upper()
     if algorithm is Algorithm.HMAC:
         secret = secrets.token_bytes(32)
         signer = Signer(holder_id=holder_id, serial_no=serial_no, algorithm=algorithm, secret=secret)
-        return _NewKey(kind=kind, terminal_no=terminal_no, signer=signer, material=seal(master_key, secret, serial_no))
+        return NewKey(kind=kind, terminal_no=terminal_no, signer=signer, material=seal(master_key, secret, serial_no))
     private = generate_private_key(public_exponent=65537, key_size=2048)
     material = private.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     signer = Signer(holder_id=holder_id, serial_no=serial_no, algorithm=algorithm, secret=private)
-    return _NewKey(kind=kind, terminal_no=terminal_no, signer=signer, material=material)
+    return NewKey(kind=kind, terminal_no=terminal_no, signer=signer, material=material)
 
 
-async def _insert_keys(conn: Connection, keys: Sequence[_NewKey], now: datetime) -> None:
+async def _insert_keys(conn: Connection, keys: Sequence[NewKey], now: datetime) -> None:
     await conn.execute(
         _queries["insert_keys"],
         [key.signer.serial_no for key in keys],

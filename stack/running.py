@@ -37,6 +37,7 @@ class Stack:
     services    which services to start beside the stores; () starts the stores alone
     base_port   services listen on base_port + their offset; 0: on free ports
     settings    more environment for every service, such as HANQUAN_CLOCK_FILE
+    settings_of   the same for single services, by name
     cluster     three Valkey primaries with a replica each, in place of one Valkey
     notice      is told, in a plain line, when a process crashed or came back
 
@@ -58,6 +59,7 @@ class Stack:
         base_port: int = 0,
         host: str = HOST,
         settings: Mapping[str, str] | None = None,
+        settings_of: Mapping[str, Mapping[str, str]] | None = None,
         cluster: bool = False,
         notice: Callable[[str], None] = lambda text: None,
     ) -> None:
@@ -66,6 +68,7 @@ class Stack:
         self._services = services
         self._host = host
         self._settings = dict(settings or {})
+        self._settings_of = settings_of or {}
         self._base_port = base_port
         self._cluster = cluster
         self._ports: dict[str, int] = {}
@@ -185,6 +188,7 @@ class Stack:
 
     def _program(self, service: Service, name: str) -> Program:
         port, health_port = self._ports[service.name], self._health_ports[name]
+        own = self._settings_of.get(service.name, {})
         settings = environment(
             postgres_dsn=self.dsn(service.role),
             valkey_url=self.valkey_url,
@@ -202,7 +206,7 @@ class Stack:
         return Program(
             name=name,
             argv=service.argv,
-            env={**settings, **self._settings, leftovers.MARK: str(self.folder.path)},
+            env={**settings, **self._settings, **own, leftovers.MARK: str(self.folder.path)},
             folder=self.folder.path,
             log=self.log(name),
             is_ready=is_ready,

@@ -263,6 +263,52 @@ class City:
         body = {"refund_request_no": number or self.number("back"), "use_request_no": use, "refund_fen": refund_fen}
         return await self.call(service or self.redemption, shop, "POST", "/v1/refunds", body)
 
+    async def hold(
+        self,
+        shop: str,
+        code: str,
+        *,
+        number: str | None = None,
+        order: str | None = None,
+        bill_fen: int = BILL,
+        ttl_s: object = 60,
+        service: str | None = None,
+    ) -> Reply:
+        """One hold at a shop's till."""
+        body = {
+            "hold_request_no": number or self.number("hold"),
+            "voucher_code": code,
+            "order_no": order or self.number("order"),
+            "bill_fen": bill_fen,
+            "hold_ttl_s": ttl_s,
+        }
+        return await self.call(service or self.redemption, shop, "POST", "/v1/holds", body)
+
+    async def confirm(self, shop: str, hold: str, *, number: str | None = None, service: str | None = None) -> Reply:
+        """Makes a hold a redemption."""
+        body = {"use_request_no": number or self.number("use"), "hold_request_no": hold}
+        return await self.call(service or self.redemption, shop, "POST", "/v1/holds/confirm", body)
+
+    async def cancel(self, shop: str, hold: str, *, number: str | None = None, service: str | None = None) -> Reply:
+        """Gives a hold up."""
+        body = {"cancel_request_no": number or self.number("cancel"), "hold_request_no": hold}
+        return await self.call(service or self.redemption, shop, "POST", "/v1/holds/cancel", body)
+
+    async def quote(
+        self, shop: str, codes: Sequence[str], *, bill_fen: int = BILL, other_offers: Sequence[str] = ()
+    ) -> Reply:
+        """What vouchers would do to a bill."""
+        body = {"voucher_codes": list(codes), "bill_fen": bill_fen, "other_offers": list(other_offers)}
+        return await self.call(self.redemption, shop, "POST", "/v1/quotes", body)
+
+    async def upload(self, shop: str, items: Sequence[object]) -> Reply:
+        """Redemptions that a till took without us."""
+        return await self.call(self.redemption, shop, "POST", "/v1/redemptions:offline", {"redemptions": list(items)})
+
+    async def get(self, shop: str, path: str) -> Reply:
+        """One look at what the checkout knows."""
+        return await self.call(self.redemption, shop, "GET", path)
+
     # ------------------------------------------------------------ looking
 
     async def drain(self) -> int:
@@ -287,7 +333,7 @@ class City:
     async def state(self, *, ignoring: Sequence[str] = ()) -> Mapping[str, str]:
         """A hash of every table and of every key in Valkey, but those whose names start as `ignoring` says.
 
-        Signals (hints for anti-fraud, written behind the caller's back) are no part of the state.
+        Signals (hints for anti-fraud, written behind the caller's back) and counts of wrong codes are no part of it.
         """
         rows = await self.database.pool.fetch(_TABLES)
         query = " UNION ALL ".join(_DIGEST.format(table=row["table"]) for row in rows)
@@ -299,7 +345,7 @@ class City:
             pipe.dump(key)
         dumps = await pipe.execute()
         values = {key.decode(): sha256(dump or b"").hexdigest() for key, dump in zip(keys, dumps, strict=True)}
-        passed_over = ("af:signal", *ignoring)
+        passed_over = ("af:signal", "{tills}", *ignoring)
         return {name: digest for name, digest in (tables | values).items() if not name.startswith(passed_over)}
 
 
@@ -343,11 +389,13 @@ async def open_city(
     shards: int = 1,
     valkey_settings: Mapping[str, str] | None = None,
     valkey: AbstractAsyncContextManager[stores.Valkey] | None = None,
+    database: AbstractAsyncContextManager[stores.Database] | None = None,
     campaigns: Sequence[Campaign] = (RESTORING, RETURNING),
 ) -> AsyncIterator[City]:
     """A city of one's own with one issuer, one checkout and a drain, all gone at the end of the block.
 
-    `valkey` replaces the claim store of its own, for instance by `stores.valkey_cluster(folder)`.
+    `valkey` replaces the claim store of its own, for instance by `stores.valkey_cluster(folder)`; `database` the
+    database with the newest schema.
     """
     # Tracebacks as they are: the default paints them, which takes half a second each.
     structlog.configure(
@@ -362,15 +410,15 @@ async def open_city(
     clock = FileClock(clock_file)
     clock.move_to(NOON + timedelta(seconds=30))
     async with (
-        stores.database(cluster) as database,
+        database or stores.database(cluster) as books,
         valkey or stores.valkey(folder, valkey_settings) as claim_store,
         AsyncExitStack() as stack,
     ):
-        loaded, signers = await _found(database, clock, buckets, shards, campaigns)
+        loaded, signers = await _found(books, clock, buckets, shards, campaigns)
         connector = aiohttp.TCPConnector(limit=0)
         session = await stack.enter_async_context(aiohttp.ClientSession(connector=connector))
         city = City(
-            database=database,
+            database=books,
             valkey=claim_store,
             clock=clock,
             clock_file=clock_file,

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
-from stack.faults.books import Weighed, read_entries, weigh
+from stack.faults.books import read_entries, weigh
 from stack.faults.crowd import Crowd
+from stack.faults.drill import Weighed
 from tests.city import City
 
 AGREED = Weighed([], [], [])

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from kernel.clock import CITY_ZONE
 from kernel.ids import pack_voucher_id
@@ -70,6 +70,26 @@ def later(days: int) -> date:
     return DAY + timedelta(days=days)
 
 
+_REFUND = """
+    WITH asked AS (
+        SELECT a.item, coalesce(r.subsidy_fen, 0) AS subsidy_fen,
+               coalesce(k.refund_policy = 'RESTORE' AND $2 < k.valid_until, false) AS restored,
+               (SELECT count(*) FROM refund f
+                 WHERE f.bucket = $1 AND f.voucher_id = a.voucher_id AND f.attempt = r.attempt)::smallint AS refunds
+          FROM unnest($4::bigint[], $5::integer[], $6::text[]) WITH ORDINALITY
+               AS a(voucher_id, merchant_no, use_no, item)
+          LEFT JOIN redemption r ON r.bucket = $1 AND r.voucher_id = a.voucher_id
+           AND r.merchant_no = a.merchant_no AND r.use_request_no = a.use_no
+          LEFT JOIN stock k ON k.stock_no = r.stock_no
+    )
+    SELECT b.item, b.outcome::text FROM refund_batch($1, $2, $3, $4, $5, $6, $7, $8,
+        (SELECT array_agg(subsidy_fen ORDER BY item) FROM asked), (SELECT array_agg(restored ORDER BY item) FROM asked),
+        (SELECT array_agg(refunds ORDER BY item) FROM asked)) b ORDER BY b.item
+"""
+"""Refunds in full, worked out from what there is."""
+_WORDS = {"DONE": "REFUNDED", "RETURNED": "ALREADY_REFUNDED"}
+
+
 @dataclass(frozen=True)
 class Sale:
     """A redemption that was asked for, and what became of it."""
@@ -98,7 +118,7 @@ class Town:
         ids = [pack_voucher_id(round_no, partition, next(self._serials)) for _ in range(count)]
         await self.conn.execute(
             "INSERT INTO voucher (voucher_id, claimed_at, request_key, person, stock_no, bucket, out_request_no)"
-            " SELECT v, $2, v, $3, $4, $5, 'CLAIM-' || v FROM unnest($1::bigint[]) v",
+            " SELECT v, $2, hashint8(v), $3, $4, $5, 'CLAIM-' || v FROM unnest($1::bigint[]) v",
             ids, at(DAY, 0, 30), UUID(int=7), stock_no, bucket,
         )  # fmt: skip
         await self.conn.execute(
@@ -115,10 +135,13 @@ class Town:
         """Redeems vouchers of one bucket at one merchant."""
         uses = [f"USE-{next(self._numbers):06d}" for _ in voucher_ids]
         count = len(voucher_ids)
+        day = moment.astimezone(CITY_ZONE).date()
         rows = await (conn or self.conn).fetch(
-            "SELECT item, outcome::text FROM redeem_batch($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) ORDER BY item",
-            bucket, moment, moment.astimezone(CITY_ZONE).date(), voucher_ids, [stock_no] * count, [merchant_no] * count,
-            [1] * count, [6_800] * count, [subsidy_fen] * count, uses, [f"ORDER-{use}" for use in uses],
+            "SELECT item, outcome::text FROM redeem_batch($1, $2, 0, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13,"
+            " $14, $15, $15, $16, $17, $18) ORDER BY item",
+            bucket, moment, voucher_ids, [stock_no] * count, [merchant_no] * count, [1] * count, [6_800] * count,
+            [subsidy_fen] * count, uses, [f"ORDER-{use}" for use in uses], [None] * count, [uuid4() for _ in uses],
+            [uuid4() for _ in uses], [0] * count, [True] * count, [moment] * count, [day] * count, [False] * count,
         )  # fmt: skip
         return [
             Sale(voucher_id, bucket, merchant_no, use, row["outcome"])
@@ -131,7 +154,7 @@ class Town:
         """New vouchers, redeemed at once."""
         ids = await self.issue(count, stock_no=stock_no, bucket=bucket)
         sales = await self.redeem(ids, merchant_no, at(day), bucket=bucket, stock_no=stock_no)
-        assert {sale.outcome for sale in sales} == {"REDEEMED"}
+        assert {sale.outcome for sale in sales} == {"DONE"}
         return sales
 
     async def refund(
@@ -140,12 +163,10 @@ class Town:
         """Refunds sales of one bucket; the outcome of each."""
         asked = list(sales)
         nos = list(numbers) or [f"REF-{next(self._numbers):06d}" for _ in asked]
-        rows = await (conn or self.conn).fetch(
-            "SELECT item, outcome::text FROM refund_batch($1, $2, $3, $4, $5, $6, $7, $8) ORDER BY item",
-            asked[0].bucket, moment, moment.astimezone(CITY_ZONE).date(), [s.voucher_id for s in asked],
-            [s.merchant_no for s in asked], [s.use_request_no for s in asked], nos, [6_800] * len(asked),
-        )  # fmt: skip
-        return [row["outcome"] for row in rows]
+        vouchers, shops, uses = zip(*((s.voucher_id, s.merchant_no, s.use_request_no) for s in asked), strict=True)
+        rows = await (conn or self.conn).fetch(_REFUND, asked[0].bucket, moment, moment.astimezone(CITY_ZONE).date(),
+                                               vouchers, shops, uses, nos, [6_800] * len(asked))  # fmt: skip
+        return [_WORDS.get(row["outcome"], row["outcome"]) for row in rows]
 
     async def hold(self, merchant_no: int, reason: str = "under review") -> int:
         """Holds a merchant's payments."""

@@ -152,7 +152,7 @@ async def redeliver(conn: Connection, event_id: str, now: datetime) -> Refused |
     key = parse_event_id(event_id)
     if key is None:
         return Refused(f"{event_id} is no event's id; ids look like 0040A0000001-1-USED")
-    found = await conn.fetchval(_queries["redeliver"], key.voucher_id, key.attempt, key.kind.value, now)
+    found = await conn.fetchval(_queries["redeliver"], key.voucher_id, key.attempt, key.kind.value, now, key.part)
     return None if found is not None else Refused(f"there is no event {event_id}")
 
 
@@ -193,7 +193,7 @@ async def _add_key(conn: Connection, master_key: bytes, partner_no: int, not_bef
 
 def _dead_letter(row: Any) -> DeadLetter:
     return DeadLetter(
-        event_id=str(EventKey(row["voucher_id"], row["attempt"], Kind(row["kind"]))),
+        event_id=str(EventKey(row["voucher_id"], row["attempt"], Kind(row["kind"]), row["part"])),
         partner_id=row["partner_id"],
         kind=row["kind"],
         happened_at=row["happened_at"],

@@ -21,25 +21,29 @@ class Kind(StrEnum):
     EXPIRED = "EXPIRED"
 
 
-_EVENT_ID = re.compile(r"([0-9A-F]{12})-(\d{1,5})-(CLAIMED|USED|REFUNDED|EXPIRED)")
+_EVENT_ID = re.compile(r"([0-9A-F]{12})-(\d{1,5})-(CLAIMED|USED|REFUNDED|EXPIRED)(?:-([2-9]|[1-9]\d{1,4}))?")
 
 
 class EventKey(NamedTuple):
-    """Which fact an event tells. `attempt`: which use of the voucher it is about, 0 for none."""
+    """Which fact an event tells. `attempt`: which use of the voucher it is about, 0 for none. `part`: which further
+    refund of that use, 0 for the first and for all else."""
 
     voucher_id: int
     attempt: int
     kind: Kind
+    part: int = 0
 
     def __str__(self) -> str:
         """The event's id as partners and operators see it; the same however often it is sent."""
-        return f"{self.voucher_id:012X}-{self.attempt}-{self.kind}"
+        return f"{self.voucher_id:012X}-{self.attempt}-{self.kind}" + (f"-{self.part + 1}" if self.part else "")
 
 
 def parse_event_id(text: str) -> EventKey | None:
     """The key behind an id, or None when it is none."""
     match = _EVENT_ID.fullmatch(text)
-    return None if match is None else EventKey(int(match[1], 16), int(match[2]), Kind(match[3]))
+    if match is None:
+        return None
+    return EventKey(int(match[1], 16), int(match[2]), Kind(match[3]), int(match[4] or 1) - 1)
 
 
 class Voucher(msgspec.Struct, frozen=True, kw_only=True):

@@ -110,7 +110,7 @@ class Outbox:
         now = self._clock.now()
         async with connected(self._pool) as conn, conn.transaction():
             held = await conn.fetch(_queries["hold_due"], partner_no, bucket, now, limit)
-            keys = [[row[name] for row in held] for name in ("voucher_id", "attempt", "kind")]
+            keys = [[row[name] for row in held] for name in ("voucher_id", "attempt", "kind", "part")]
             rows = await conn.fetch(_queries["lease"], bucket, now, until, *keys)
         return Leased([_event(row) for row in rows if row["is_free"]], len(rows))
 
@@ -156,7 +156,7 @@ def _subscription(row: asyncpg.Record, master_key: bytes) -> Subscription:
 
 
 def _key(row: asyncpg.Record) -> EventKey:
-    return EventKey(row["voucher_id"], row["attempt"], Kind(row["kind"]))
+    return EventKey(row["voucher_id"], row["attempt"], Kind(row["kind"]), row["part"])
 
 
 def _event(row: asyncpg.Record) -> Event:
@@ -185,6 +185,7 @@ def _columns(part: Sequence[Outcome]) -> list[list[object]]:
             each.delivered_at,
             each.died_at,
             each.error,
+            each.event.key.part,
         )
         for each in part
     ]

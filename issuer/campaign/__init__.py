@@ -5,6 +5,6 @@
     load.load(conn, campaign, ...)  into the database, once
 
 complaints, source, kinds, table   how a file is read so that each complaint names its line
-model, parse, extras, check        what a campaign is, how it is written, which rules it keeps
+model, parse, extras, till, check  what a campaign is, how it is written, which rules it keeps
 files/                             campaigns that come with Hanquan
 """

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
-from issuer.campaign import limit_rules, money_rules, pack_rules
+from issuer.campaign import limit_rules, money_rules, pack_rules, till_rules
 from issuer.campaign.complaints import Code, Complaint
 from issuer.campaign.model import Round
 from issuer.campaign.parse import Lines, Parsed, StockLine
@@ -28,10 +28,11 @@ def check(parsed: Parsed) -> tuple[Complaint, ...]:
 
 
 def ids_are_unique(parsed: Parsed) -> Iterator[Complaint]:
-    """No two partners, categories, groups or rounds share an id."""
+    """No two partners, categories, groups, scopes or rounds share an id."""
     yield from _unique("partner", [(each.value.partner_id, each.table) for each in parsed.partners])
     yield from _unique("category", [(each.value.category_id, each.table) for each in parsed.categories])
     yield from _unique("group", [(each.value.group_id, each.table) for each in parsed.groups])
+    yield from _unique("scope", [(each.value.scope_id, each.table) for each in parsed.scopes])
     yield from _unique("round", [(each.value.round_id, each.table) for each in parsed.rounds])
 
 
@@ -188,4 +189,5 @@ RULES: tuple[Rule, ...] = (
     *limit_rules.RULES,
     *pack_rules.RULES,
     *money_rules.RULES,
+    *till_rules.RULES,
 )

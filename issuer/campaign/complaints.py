@@ -64,6 +64,9 @@ class Code(StrEnum):
     STAGES_NOT_RISING = "STAGES_NOT_RISING"
     STAGES_NOT_WHOLE = "STAGES_NOT_WHOLE"
     STAGE_TOO_LATE = "STAGE_TOO_LATE"
+    UNKNOWN_SCOPE = "UNKNOWN_SCOPE"
+    UNUSED_SCOPE = "UNUSED_SCOPE"
+    DUPLICATE_CAP = "DUPLICATE_CAP"
 
 
 class Spot(msgspec.Struct, frozen=True, order=True):

@@ -6,7 +6,7 @@ day here and not 720, and 20.50 without quotes is refused instead of becoming a 
 
 import re
 from collections.abc import Callable
-from datetime import datetime, time, timedelta
+from datetime import datetime, time
 from typing import Generic, TypeVar
 
 import msgspec
@@ -143,6 +143,9 @@ PARTNER_ID = ident("[a-z0-9_-]{2,32}", "2 to 32 small letters, digits, hyphens a
 CATEGORY_ID = ident("[a-z0-9-]{2,32}", "2 to 32 small letters, digits and hyphens", "dining")
 
 
+MERCHANT_ID = ident("[A-Za-z0-9_-]{4,32}", "4 to 32 letters, digits, hyphens and underscores", "NOODLES-0001")
+
+
 def _read_title(text: str) -> str:
     if not 1 <= len(text) <= 80 or "\n" in text:
         raise Unreadable(Code.BAD_TEXT, f"a name has 1 to 80 characters on one line; this one has {len(text)}")
@@ -151,6 +154,8 @@ def _read_title(text: str) -> str:
 
 TITLE = Kind(_read_title, "江城消费券")
 """A name that people read."""
+DISTRICT = Kind(_read_title, "Jiang'an")
+"""A district as merchants are enrolled with it."""
 
 
 def _read_flag(text: str) -> bool:
@@ -207,8 +212,3 @@ def _read_zone(text: str) -> str:
 
 
 ZONE_NAME = Kind(_read_zone, ZONE)
-
-
-def end_of_validity(opens_at: datetime, days: int) -> datetime:
-    """The last second of the `days`-th day, the day of opening being the first."""
-    return datetime.combine(opens_at.date() + timedelta(days=days - 1), END_OF_DAY, CITY_ZONE)

@@ -20,6 +20,7 @@ class LoadRefusal(StrEnum):
 
     ALREADY_LOADED = "ALREADY_LOADED"
     NO_ROUND_NUMBERS = "NO_ROUND_NUMBERS"
+    UNKNOWN_MERCHANTS = "UNKNOWN_MERCHANTS"
 
 
 class NotLoaded(msgspec.Struct, frozen=True):
@@ -62,7 +63,7 @@ async def load_city(conn: Connection, buckets: int, shards: int) -> City:
 async def load(
     conn: Connection, campaign: Campaign, document: str, *, now: datetime, state: str = "SCHEDULED"
 ) -> LoadedCampaign | NotLoaded:
-    """Writes partners, campaign, rounds, groups, stocks, packs and stages, opens the rounds' storage, books the fund.
+    """Writes partners and all that the campaign says, opens the rounds' storage, books the fund.
 
     One transaction, as hanquan_operator; two loads at once take turns. `document` is the file the
     campaign was read from, `state` what its stocks start in (stock_state in schema.sql). Partners that
@@ -71,7 +72,8 @@ async def load(
     async with conn.transaction():
         await conn.execute(_queries["lock_loading"])
         highest = await conn.fetchval(_queries["highest_round_no"])
-        if (refusal := await _refusal(conn, campaign, highest)) is not None:
+        merchant_nos = await _merchant_nos(conn, campaign)
+        if (refusal := await _refusal(conn, campaign, highest, merchant_nos)) is not None:
             return refusal
         round_nos = {each.round_id: no for no, each in enumerate(campaign.rounds, start=highest + 1)}
         await _insert_partners(conn, campaign)
@@ -81,6 +83,7 @@ async def load(
         pack_nos: dict[str, int] = {}
         for each in campaign.rounds:
             stock_nos |= await _insert_stocks(conn, campaign, each, round_nos[each.round_id], state)
+            await _insert_scopes(conn, campaign, each, stock_nos, merchant_nos)
             pack_nos |= await _insert_packs(conn, each, round_nos[each.round_id], stock_nos)
         await conn.execute(_queries["open_round_storage"], list(round_nos.values()))
         await conn.execute(_queries["fund"], campaign_no, campaign.fund_fen, f"fund {campaign.campaign_id}", now)
@@ -93,13 +96,27 @@ async def load(
     )
 
 
-async def _refusal(conn: Connection, campaign: Campaign, highest_round_no: int) -> NotLoaded | None:
+async def _merchant_nos(conn: Connection, campaign: Campaign) -> dict[str, int]:
+    """Numbers of the merchants that scopes name, of those that are enrolled."""
+    named = [merchant_id for scope in campaign.scopes for merchant_id in scope.merchant_ids]
+    rows = await conn.fetch(_queries["merchant_nos"], named) if named else []
+    return {row["merchant_id"]: row["merchant_no"] for row in rows}
+
+
+async def _refusal(
+    conn: Connection, campaign: Campaign, highest_round_no: int, merchant_nos: Mapping[str, int]
+) -> NotLoaded | None:
     if await conn.fetchval(_queries["is_loaded"], campaign.campaign_id):
         words = f"{campaign.campaign_id} was loaded before, and what was published never changes; take a new id"
         return NotLoaded(LoadRefusal.ALREADY_LOADED, words)
     if highest_round_no + len(campaign.rounds) > ROUNDS_MAX:
         words = f"{len(campaign.rounds)} rounds are asked for, and {ROUNDS_MAX - highest_round_no} numbers are left"
         return NotLoaded(LoadRefusal.NO_ROUND_NUMBERS, f"{words} of the {ROUNDS_MAX} of an installation")
+    named = {merchant_id: scope.scope_id for scope in campaign.scopes for merchant_id in scope.merchant_ids}
+    if unknown := [merchant_id for merchant_id in named if merchant_id not in merchant_nos]:
+        words = f"scope {named[unknown[0]]} names {unknown[0]}, and no such merchant is enrolled; enrol it first"
+        more = f" ({len(unknown)} merchants in all)" if len(unknown) > 1 else ""
+        return NotLoaded(LoadRefusal.UNKNOWN_MERCHANTS, words + more)
     return None
 
 
@@ -123,6 +140,20 @@ async def _insert_campaign(conn: Connection, campaign: Campaign, document: str, 
         document,
         now,
         campaign.face_per_person_fen,
+    )
+    await conn.execute(
+        _queries["insert_category_names"],
+        campaign_no,
+        [category.category_id for category in campaign.categories],
+        [category.name_zh for category in campaign.categories],
+        [category.name_en for category in campaign.categories],
+    )
+    await conn.execute(
+        _queries["insert_redeem_caps"],
+        campaign_no,
+        [cap.period for cap in campaign.redeem_caps],
+        [cap.is_per_partner for cap in campaign.redeem_caps],
+        [cap.face_fen_max for cap in campaign.redeem_caps],
     )
     return campaign_no
 
@@ -176,8 +207,24 @@ async def _insert_stocks(
         [stock.group_id for stock in each.stocks],
         [stock.is_granted for stock in each.stocks],
         state,
+        each.valid_days,
+        list(campaign.offer.stacks_with),
+        campaign.offer.till_code,
     )
     return {row["stock_id"]: row["stock_no"] for row in rows}
+
+
+async def _insert_scopes(
+    conn: Connection, campaign: Campaign, each: Round, stock_nos: Mapping[str, int], merchant_nos: Mapping[str, int]
+) -> None:
+    scopes = {scope.scope_id: scope for scope in campaign.scopes}
+    scoped = [
+        (stock_nos[stock.stock_id], scopes[stock.scope_id]) for stock in each.stocks if stock.scope_id is not None
+    ]
+    districts = [(stock_no, district) for stock_no, scope in scoped for district in scope.districts]
+    merchants = [(stock_no, merchant_nos[name]) for stock_no, scope in scoped for name in scope.merchant_ids]
+    await conn.execute(_queries["insert_stock_districts"], [no for no, _ in districts], [name for _, name in districts])
+    await conn.execute(_queries["insert_stock_merchants"], [no for no, _ in merchants], [no for _, no in merchants])
 
 
 async def _insert_packs(conn: Connection, each: Round, round_no: int, stock_nos: Mapping[str, int]) -> dict[str, int]:

@@ -8,7 +8,8 @@ import msgspec
 from kernel.money import split_by_bp
 
 RefundPolicy = NewType("RefundPolicy", str)
-"""RESTORE: a refunded voucher lives again while it is valid. RETURN_TO_BUDGET: it does not, its money goes back."""
+"""RESTORE: a voucher refunded in full lives again while it is valid. RETURN_TO_BUDGET: it does not, all its money goes
+back. PAID_SHARE: it does not, its money goes back in proportion to the cash (redemption.offers.taken_back)."""
 
 
 class Partner(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,11 +46,36 @@ class Funding(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Offer(msgspec.Struct, frozen=True, kw_only=True):
-    """Rules at the till. A bill must be at least `minimum_spend_times` the face."""
+    """Rules at the till. A bill must be at least `minimum_spend_times` the face.
+
+    stacks_with   whose reductions may be on the same payment: SHOP, PLATFORM
+    till_code     ANY, or ROTATING: only the code that the phone shows anew each minute
+    """
 
     minimum_spend_times: int
     vouchers_per_payment: int
     refund_policy: RefundPolicy
+    stacks_with: tuple[str, ...] = ("SHOP", "PLATFORM")
+    till_code: str = "ANY"
+
+
+class Scope(msgspec.Struct, frozen=True, kw_only=True):
+    """Where vouchers are good: in shops of these districts, and if there are merchants, only in those."""
+
+    scope_id: str
+    districts: tuple[str, ...] = ()
+    merchant_ids: tuple[str, ...] = ()
+
+
+class RedeemCap(msgspec.Struct, frozen=True, kw_only=True):
+    """So much face may one person use in a calendar month of the city (MONTH), or in the whole CAMPAIGN.
+
+    is_per_partner   counted apart for each platform's vouchers
+    """
+
+    period: str
+    is_per_partner: bool
+    face_fen_max: int
 
 
 class Group(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,6 +107,7 @@ class Stock(msgspec.Struct, frozen=True, kw_only=True):
     funded_fen: int
     group_id: str | None = None
     is_granted: bool = False
+    scope_id: str | None = None
 
     @property
     def total_face_fen(self) -> int:
@@ -123,7 +150,8 @@ class Pack(msgspec.Struct, frozen=True, kw_only=True):
 class Round(msgspec.Struct, frozen=True, kw_only=True):
     """One grab. Claims from `opens_at` until `closes_at`; vouchers are good from then through `valid_until`.
 
-    stages   how the stocks are released; none: all at the opening
+    stages       how the stocks are released; none: all at the opening
+    valid_days   a voucher ends with so many days from its claim on, that day being the first; None: at valid_until
     """
 
     round_id: str
@@ -134,6 +162,7 @@ class Round(msgspec.Struct, frozen=True, kw_only=True):
     stocks: tuple[Stock, ...]
     packs: tuple[Pack, ...] = ()
     stages: tuple[Stage, ...] = ()
+    valid_days: int | None = None
 
     @property
     def quantity(self) -> int:
@@ -179,6 +208,7 @@ class Campaign(msgspec.Struct, frozen=True, kw_only=True):
     per_person_and_round           claims in a round at all partners together
     face_per_person_fen            face of all vouchers of the campaign
     groups                         claims in a round out of the stocks and packs of a group
+    redeem_caps                    face of the vouchers that are used
     """
 
     campaign_id: str
@@ -198,6 +228,8 @@ class Campaign(msgspec.Struct, frozen=True, kw_only=True):
     per_person_and_round: int | None = None
     face_per_person_fen: int | None = None
     groups: tuple[Group, ...] = ()
+    scopes: tuple[Scope, ...] = ()
+    redeem_caps: tuple[RedeemCap, ...] = ()
 
     @property
     def quantity(self) -> int:

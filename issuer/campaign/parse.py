@@ -11,11 +11,11 @@ from typing import TypeAlias
 
 import msgspec
 
-from issuer.campaign import extras, kinds
+from issuer.campaign import extras, kinds, till
 from issuer.campaign.apportion import apportion
 from issuer.campaign.complaints import Code, Complaint, Complaints
 from issuer.campaign.extras import LIMIT_MAX, Groups, PackLine, Packs, Plan
-from issuer.campaign.kinds import CATEGORY_ID, PARTNER_ID, end_of_validity, format_percent, ident, one_of, whole
+from issuer.campaign.kinds import CATEGORY_ID, PARTNER_ID, format_percent, ident, whole
 from issuer.campaign.model import (
     Campaign,
     Category,
@@ -24,13 +24,13 @@ from issuer.campaign.model import (
     Pack,
     PackItem,
     Partner,
-    RefundPolicy,
     Round,
     Stock,
     stock_id_of,
 )
 from issuer.campaign.source import read_tree
 from issuer.campaign.table import Table, Written
+from issuer.campaign.till import Caps, Scopes, Validity
 from kernel.ids import ROUND_BITS
 from kernel.money import AMOUNT_FEN_MAX, BP_WHOLE
 
@@ -45,14 +45,14 @@ CLAIMS_PER_S_MAX = 1_000_000
 
 CAMPAIGN_ID = ident("[a-z0-9-]{3,40}", "3 to 40 small letters, digits and hyphens", "wuhan-2020")
 ROUND_ID = ident("[A-Za-z0-9-]{1,16}", "1 to 16 letters, digits and hyphens", "r01")
-REFUND_POLICY = one_of("RESTORE", "RETURN_TO_BUDGET")
 
 _TOP = (
     *("id", "title", "zone", "fund", "rollover", "expected_redemption", "opening_time", "partners"),
-    *("categories", "funding", "limits", "groups", "offer", "validity", "stocks", "packs", "release", "rounds"),
+    *("categories", "funding", "limits", "redeem_caps", "groups", "scopes", "offer", "validity"),
+    *("stocks", "packs", "release", "rounds"),
 )
 _ROUND = ("id", "opens", "closes", "valid_until", "budget", "scale", "stocks", "packs", "release")
-_STOCK = ("partner", "category", "face", "quantity", "minimum", "group", "granted")
+_STOCK = ("partner", "category", "face", "quantity", "minimum", "group", "granted", "scope")
 _LIMITS = ("per_person_round_and_partner", "per_person_and_round", "face_per_person")
 
 
@@ -66,6 +66,7 @@ class StockLine(msgspec.Struct, frozen=True, kw_only=True):
     minimum_fen: int | None
     group_id: str | None
     is_granted: bool
+    scope_id: str | None
 
 
 Lines: TypeAlias = Sequence[Written[StockLine]]
@@ -85,6 +86,8 @@ class Parsed(msgspec.Struct, frozen=True, kw_only=True):
     partners: tuple[Written[Partner], ...]
     categories: tuple[Written[Category], ...]
     groups: Groups
+    scopes: Scopes
+    caps: Caps
     stock_lists: tuple[Lines, ...]
     packs: Packs
     plans: tuple[Plan, ...]
@@ -97,8 +100,7 @@ class _Rules(msgspec.Struct, frozen=True, kw_only=True):
     campaign_id: str
     funding: Funding
     offer: Offer
-    validity_days: int | None
-    validity_until: datetime | None
+    validity: Validity
     template: Lines
     packs: Packs
     plan: Plan | None
@@ -118,6 +120,8 @@ def _read_campaign(top: Table) -> Parsed:
     partners = tuple(_partners(top))
     categories = tuple(_categories(top))
     groups = tuple(extras.groups(top))
+    scopes = tuple(till.scopes(top))
+    caps = tuple(till.redeem_caps(top))
     limits = top.table("limits", what="limits", known=_LIMITS)
     rules = _rules(top)
     rounds, lists, plans = _rounds(top, rules)
@@ -138,6 +142,8 @@ def _read_campaign(top: Table) -> Parsed:
         per_person_and_round=limits.read(_LIMITS[1], whole(1, LIMIT_MAX), required=False) if limits else None,
         face_per_person_fen=limits.read(_LIMITS[2], kinds.AMOUNT_FEN, required=False) if limits else None,
         groups=tuple(each.value for each in groups),
+        scopes=tuple(each.value for each in scopes),
+        redeem_caps=tuple(each.value for each in caps),
         offer=rules.offer,
         rounds=tuple(each.value for each in rounds),
     )
@@ -149,6 +155,8 @@ def _read_campaign(top: Table) -> Parsed:
         partners=partners,
         categories=categories,
         groups=groups,
+        scopes=scopes,
+        caps=caps,
         stock_lists=(rules.template, *lists),
         packs=rules.packs,
         plans=(*((rules.plan,) if rules.plan else ()), *plans),
@@ -184,13 +192,11 @@ def _categories(top: Table) -> Iterable[Written[Category]]:
 
 
 def _rules(top: Table) -> _Rules:
-    days, until = _validity(top)
     return _Rules(
         campaign_id=top.read("id", CAMPAIGN_ID) or "campaign",
         funding=_funding(top),
-        offer=_offer(top),
-        validity_days=days,
-        validity_until=until,
+        offer=till.offer(top),
+        validity=till.validity(top),
         template=_stock_lines(top, least=1),
         packs=tuple(extras.packs(top)),
         plan=extras.plan(top),
@@ -213,37 +219,6 @@ def _funding(top: Table) -> Funding:
     return Funding(city_bp=city, platform_bp=platform, merchant_bp=merchant)
 
 
-def _offer(top: Table) -> Offer:
-    table = top.table("offer", what="offer", known=("minimum_spend_times", "vouchers_per_payment", "refund_policy"))
-    times = payment = policy = None
-    if table is not None:
-        times = table.read("minimum_spend_times", whole(1, 100))
-        payment = table.read("vouchers_per_payment", one_of("1"))
-        policy = table.read("refund_policy", REFUND_POLICY)
-    return Offer(
-        minimum_spend_times=times or 1,
-        vouchers_per_payment=int(payment or 1),
-        refund_policy=RefundPolicy(policy or "RESTORE"),
-    )
-
-
-def _validity(top: Table) -> tuple[int | None, datetime | None]:
-    """Days, or an absolute end; both None where every round must say it itself."""
-    if not top.has("validity"):
-        return None, None
-    table = top.table("validity", what="validity", known=("days", "until"))
-    if table is None:
-        return 1, None
-    if table.has("days") == table.has("until"):
-        words = 'validity needs one of "days: 7" (the day of opening is the first) and "until: 2020-07-31"'
-        top.complain(Code.WRONG_SHAPE, "validity", words)
-        return 1, None
-    if table.has("until"):
-        until = table.read("until", kinds.LAST_MOMENT)
-        return (None, until) if until else (1, None)
-    return table.read("days", whole(1, 366)) or 1, None
-
-
 # ---------------------------------------------------------------- stocks and rounds
 
 
@@ -259,6 +234,7 @@ def _stock_line(row: Table, least: int) -> Written[StockLine] | None:
     quantity = row.read("quantity", whole(least, QUANTITY_MAX))
     minimum_fen = row.read("minimum", kinds.AMOUNT_FEN, required=False)
     group_id, is_granted = extras.membership(row)
+    scope_id = row.read("scope", extras.SHORT_ID, required=False)
     if partner_id is None or category_id is None or face_value_fen is None or quantity is None:
         return None
     line = StockLine(
@@ -269,6 +245,7 @@ def _stock_line(row: Table, least: int) -> Written[StockLine] | None:
         minimum_fen=minimum_fen,
         group_id=group_id,
         is_granted=is_granted,
+        scope_id=scope_id,
     )
     return Written(line, row)
 
@@ -314,6 +291,7 @@ def _round(row: Table, rules: _Rules, own: Lines, plan: Plan | None) -> Round | 
         stocks=stocks,
         packs=tuple(_pack(rules, round_id, each.value) for each in rules.packs if has_packs),
         stages=plan.values if plan else (),
+        valid_days=rules.validity.days_claimed,
     )
 
 
@@ -334,10 +312,8 @@ def _pack(rules: _Rules, round_id: str, line: PackLine) -> Pack:
 def _valid_until(row: Table, rules: _Rules, opens_at: datetime, closes_at: datetime) -> datetime:
     if row.has("valid_until"):
         return closes_at
-    if rules.validity_until is not None:
-        return rules.validity_until
-    if rules.validity_days is not None:
-        return end_of_validity(opens_at, rules.validity_days)
+    if (ends_at := rules.validity.ends(opens_at, closes_at)) is not None:
+        return ends_at
     words = "neither this round nor the campaign says how long vouchers are good; write valid_until: 2020-04-29 here"
     row.complain(Code.MISSING_FIELD, "valid_until", f"{words}, or validity: {{days: 7}} for all rounds")
     return closes_at
@@ -365,4 +341,5 @@ def _stock(rules: _Rules, round_id: str, line: StockLine, quantity: int) -> Stoc
         funded_fen=rules.funding.funded_fen(line.face_value_fen),
         group_id=line.group_id,
         is_granted=line.is_granted,
+        scope_id=line.scope_id,
     )

@@ -93,6 +93,36 @@ class Table:
         rows = [self._row(child, f"{self._path(key)}[{i}]", what, known) for i, child in enumerate(node.value)]
         return [row for row in rows if row is not None]
 
+    def values(self, key: str, kind: Kind[T], *, most: int) -> tuple[T, ...]:
+        """The values of a list in a field that may be left out, those that can be read; none of them twice."""
+        node = self._find(key, f"[{kind.example}]", required=False)
+        if node is None:
+            return ()
+        if not isinstance(node, yaml.SequenceNode) or not 1 <= len(node.value) <= most:
+            self.complain(Code.WRONG_SHAPE, key, f"{key} must be a list of 1 to {most}; write {key}: [{kind.example}]")
+            return ()
+        found: dict[T, None] = {}
+        for child in node.value:
+            value = self._value(key, child, kind)
+            if value in found:
+                self.complaints.add(
+                    Spot(line_of(child), self._path(key)), Code.DUPLICATE_ID, f"{value} stands here twice"
+                )
+            elif value is not None:
+                found[value] = None
+        return tuple(found)
+
+    def _value(self, key: str, node: yaml.Node, kind: Kind[T]) -> T | None:
+        spot = Spot(line_of(node), self._path(key))
+        if not isinstance(node, yaml.ScalarNode):
+            self.complaints.add(spot, Code.WRONG_SHAPE, f"{key} holds single values; write {key}: [{kind.example}]")
+            return None
+        try:
+            return kind.of(node)
+        except Unreadable as why:
+            self.complaints.add(spot, why.code, f"{key}: {why}")
+            return None
+
     def _row(self, node: yaml.Node, path: str, what: str, known: tuple[str, ...]) -> "Table | None":
         if isinstance(node, yaml.MappingNode):
             return Table(node, path=path, what=what, known=known, complaints=self.complaints)

@@ -14,7 +14,8 @@ handle; a keyed digest of it would need a key shared with every partner, and wou
 keys rotate. The claim number is known to both sides, secret to neither, and never changes.
 
 `bill_fen`: what the customer's bill was, or what was refunded of it. `subsidy_fen`: what the city
-pays for it or takes back, always positive; the trailer adds this column up. `voucher_state` after the
+pays for it or takes back; the trailer adds this column up. Both above zero; a refund may be of the one or the
+other alone (a part whose subsidy is less than a fen, a voucher that paid the whole bill). `voucher_state` after the
 event: USED, EFFECTIVE (a refund gave it back) or RETURNED (a refund did not). Times: RFC 3339 with offset.
 """
 
@@ -126,7 +127,7 @@ def _read_row(cells: list[str]) -> FlowRow:
         if _NAME.fullmatch(text) is None:
             raise ValueError(f"{name} {text[:40]!r} is no such name")
     amounts = number(bill), number(subsidy)
-    if 0 in amounts:
+    if amounts == (0, 0) or (0 in amounts and kind == "REDEEM"):
         raise ValueError("bill_fen and subsidy_fen are above zero")
     moment = datetime.fromisoformat(at)
     if moment.tzinfo is None:

@@ -10,10 +10,11 @@
 SELECT refresh_statistics()
 
 -- name: open_room
--- Takes the snapshot, gives the sorts and hashes of one audit room, and answers when that was, by the database's clock.
+-- Takes the snapshot, gives the sorts and hashes of one audit room, and answers when that was, by the database's clock. From
+-- here on tables of rounds are read with those in the archive (read_books), which nobody adds to meanwhile.
 -- Nested loops are kept out: over tables that were never analysed the planner takes millions of rows for a few.
 SELECT transaction_timestamp(), set_config('work_mem', '128MB', true), set_config('jit', 'off', true),
-       set_config('enable_nestloop', 'off', true)
+       set_config('enable_nestloop', 'off', true), read_books()
 
 -- ---------------------------------------------------------------- how many rows there are
 
@@ -166,8 +167,10 @@ SELECT format('voucher %s: claimed at %s, round %s open from %s to %s', v.vouche
  ORDER BY v.voucher_id LIMIT $1
 
 -- name: vouchers_to_hash
--- Every voucher with what the program hashes: the person's partition, and the key of the partner's claim number.
+-- Every voucher with what the program hashes: the person's partition, and the key of the partner's claim number. Not of
+-- rounds that were unlinked from people: they have neither any more.
 SELECT v.voucher_id, v.person, v.request_key, s.partner_no, v.out_request_no FROM voucher v JOIN stock s USING (stock_no)
+ WHERE v.voucher_id >> 38 <> ALL (ARRAY(SELECT round_no FROM retention_step WHERE step = 'UNLINK'))
 
 -- name: examined_chunks
 -- Chunks whose vouchers can be told: campaigns with no two rounds open at once.
@@ -346,15 +349,22 @@ SELECT what, count(*) OVER () AS violations FROM over ORDER BY round_no, what LI
 -- ---------------------------------------------------------------- A3: vouchers are spent
 
 -- name: a3a_one_live_use
--- Vouchers whose uses are not 1, 2, ... n with all but the last given back.
-SELECT format('voucher %s: %s uses, last attempt %s, %s of them not given back', voucher_id, uses, last_attempt, kept) AS what,
+-- Vouchers whose attempts (uses, and holds that never became one) are not 1, 2, ... n, or of whose uses another than the
+-- last was not given back.
+WITH attempt AS (
+    SELECT r.voucher_id, r.attempt, NOT EXISTS (SELECT FROM refund f
+                WHERE f.bucket = r.bucket AND f.voucher_id = r.voucher_id AND f.attempt = r.attempt AND f.credit = 'ISSUED') AS is_kept
+      FROM redemption r
+    UNION ALL
+    SELECT h.voucher_id, h.attempt, false FROM hold h
+     WHERE NOT EXISTS (SELECT FROM redemption r WHERE r.bucket = h.bucket AND r.voucher_id = h.voucher_id AND r.attempt = h.attempt)
+)
+SELECT format('voucher %s: %s attempts, the last is %s, %s of them not given back', voucher_id, attempts, last_attempt, kept) AS what,
        count(*) OVER () AS violations
-  FROM (SELECT r.voucher_id, count(*) AS uses, max(r.attempt) AS last_attempt,
-               count(*) FILTER (WHERE f.credit IS DISTINCT FROM 'ISSUED') AS kept,
-               max(r.attempt) FILTER (WHERE f.credit IS DISTINCT FROM 'ISSUED') AS kept_attempt
-          FROM redemption r LEFT JOIN refund f USING (bucket, voucher_id, attempt)
-         GROUP BY r.voucher_id) u
- WHERE uses <> last_attempt OR kept > 1 OR kept_attempt < last_attempt
+  FROM (SELECT voucher_id, count(*) AS attempts, max(attempt) AS last_attempt, count(*) FILTER (WHERE is_kept) AS kept,
+               max(attempt) FILTER (WHERE is_kept) AS kept_attempt
+          FROM attempt GROUP BY voucher_id) u
+ WHERE attempts <> last_attempt OR kept > 1 OR kept_attempt < last_attempt
  ORDER BY voucher_id LIMIT $1
 
 -- name: a3b_voucher_known
@@ -366,11 +376,11 @@ SELECT format('redemption %s/%s at merchant %s: voucher of stock %s, redeemed as
  ORDER BY r.voucher_id, r.attempt LIMIT $1
 
 -- name: a3c_inside_validity
--- Redemptions before or after the stock was valid.
+-- Redemptions before or after the voucher was valid.
 SELECT format('redemption %s/%s at merchant %s: at %s, valid from %s to %s', r.voucher_id, r.attempt, r.merchant_no, r.redeemed_at,
-              s.valid_from, s.valid_until) AS what, count(*) OVER () AS violations
-  FROM redemption r JOIN stock s USING (stock_no)
- WHERE r.redeemed_at < s.valid_from OR r.redeemed_at >= s.valid_until
+              s.valid_from, voucher_end(s.valid_until, s.valid_days, v.claimed_at)) AS what, count(*) OVER () AS violations
+  FROM redemption r JOIN voucher v USING (bucket, voucher_id) JOIN stock s ON s.stock_no = r.stock_no
+ WHERE r.redeemed_at < s.valid_from OR r.redeemed_at >= voucher_end(s.valid_until, s.valid_days, v.claimed_at)
  ORDER BY r.voucher_id, r.attempt LIMIT $1
 
 -- name: a3d_minimum_spent
@@ -402,21 +412,30 @@ SELECT format('redemption %s/%s: stock for %s, merchant %s of %s, terminal %s of
 -- Orders paid with more than one voucher at a time.
 SELECT format('merchant %s, order %s: %s vouchers, first %s', merchant_no, order_no, uses, first_voucher) AS what, count(*) OVER () AS violations
   FROM (SELECT r.merchant_no, r.order_no, count(*) AS uses, min(r.voucher_id) AS first_voucher
-          FROM redemption r LEFT JOIN refund f USING (bucket, voucher_id, attempt)
-         WHERE f.voucher_id IS NULL
+          FROM redemption r
+         WHERE NOT EXISTS (SELECT FROM refund f WHERE f.bucket = r.bucket AND f.voucher_id = r.voucher_id AND f.attempt = r.attempt)
          GROUP BY r.merchant_no, r.order_no HAVING count(*) > 1) o
  ORDER BY merchant_no, order_no LIMIT $1
 
 -- name: a3h_refund_mirrors
--- Refunds that do not turn around the redemption they name: subsidy, cash the customer paid, merchant, policy.
-SELECT format('refund %s/%s at merchant %s: subsidy %s fen of %s, cash %s fen of a bill of %s, to %s', f.voucher_id, f.attempt, f.merchant_no,
-              f.subsidy_fen, coalesce(r.subsidy_fen::text, 'none'), f.refund_fen, coalesce(r.bill_fen::text, 'none'), f.credit) AS what,
+-- Refunds that do not turn around the redemption they name: merchant and stock; no more cash than the customer paid; as much
+-- subsidy as the policy says; counted 1, 2, ... n.
+WITH part AS (
+    SELECT f.*, r.voucher_id IS NOT NULL AND s.stock_no IS NOT NULL AND (f.merchant_no, f.stock_no) = (r.merchant_no, r.stock_no) AS is_of_use,
+           r.subsidy_fen AS whole_fen, r.bill_fen - s.face_value_fen AS paid_fen, s.refund_policy, voucher_end(s.valid_until, s.valid_days, v.claimed_at) AS ends_at,
+           row_number() OVER so_far AS turn, sum(f.refund_fen) OVER so_far AS cash_fen, sum(f.subsidy_fen) OVER so_far AS back_fen
+      FROM refund f LEFT JOIN redemption r USING (bucket, voucher_id, attempt) LEFT JOIN stock s ON s.stock_no = f.stock_no
+      LEFT JOIN voucher v ON v.bucket = f.bucket AND v.voucher_id = f.voucher_id
+    WINDOW so_far AS (PARTITION BY f.bucket, f.voucher_id, f.attempt ORDER BY f.refund_no)
+)
+SELECT format('refund %s/%s/%s at merchant %s: subsidy %s fen, in all %s of %s, cash %s fen, in all %s of %s, to %s', voucher_id, attempt, refund_no,
+              merchant_no, subsidy_fen, back_fen, coalesce(whole_fen::text, 'none'), refund_fen, cash_fen, coalesce(paid_fen::text, 'none'), credit) AS what,
        count(*) OVER () AS violations
-  FROM refund f LEFT JOIN redemption r USING (bucket, voucher_id, attempt) LEFT JOIN stock s ON s.stock_no = f.stock_no
- WHERE r.voucher_id IS NULL OR s.stock_no IS NULL
-    OR (f.subsidy_fen, f.refund_fen, f.merchant_no, f.stock_no) <> (r.subsidy_fen, r.bill_fen - s.face_value_fen, r.merchant_no, r.stock_no)
-    OR (f.credit = 'ISSUED') <> (s.refund_policy = 'RESTORE' AND f.refunded_at < s.valid_until)
- ORDER BY f.voucher_id, f.attempt LIMIT $1
+  FROM part
+ WHERE is_of_use IS NOT TRUE OR turn <> refund_no OR cash_fen > paid_fen
+    OR back_fen <> CASE WHEN refund_policy = 'RETURN_TO_BUDGET' OR cash_fen = paid_fen THEN whole_fen ELSE div(whole_fen * cash_fen, paid_fen) END
+    OR (credit = 'ISSUED') <> (refund_policy = 'RESTORE' AND turn = 1 AND cash_fen = paid_fen AND refunded_at < ends_at)
+ ORDER BY voucher_id, attempt, refund_no LIMIT $1
 
 -- name: a3i_numbers_once
 -- Request numbers of a merchant that redeemed or refunded twice.
@@ -430,15 +449,70 @@ SELECT format('merchant %s, %s number %s: %s times, first for voucher %s', merch
  ORDER BY merchant_no, number LIMIT $1
 
 -- name: examined_numbers
--- Numbers that tills gave: two a redemption, one a refund.
-SELECT 2 * (SELECT count(*) FROM redemption) + (SELECT count(*) FROM refund)
+-- Numbers that tills gave: two a redemption and a hold, one a refund and a cancel.
+SELECT 2 * (SELECT count(*) FROM redemption) + 2 * (SELECT count(*) FROM hold) + (SELECT count(*) FROM refund)
+     + (SELECT count(*) FROM hold_end WHERE outcome = 'CANCELLED')
+
+-- name: examined_till_holds
+-- All holds.
+SELECT count(*) FROM hold
+
+-- name: a3k_holds_end_once
+-- Holds whose end does not fit: confirmed without the redemption of their attempt, or redeemed without being confirmed; a
+-- redemption of other money than was held; confirmed after their time, or ended before it.
+SELECT format('hold %s/%s at merchant %s: %s, redemption %s', h.voucher_id, h.attempt, h.merchant_no, coalesce(e.outcome::text, 'never ended'),
+              coalesce(r.use_request_no, 'none')) AS what, count(*) OVER () AS violations
+  FROM hold h LEFT JOIN hold_end e USING (voucher_id, bucket, attempt) LEFT JOIN redemption r USING (voucher_id, bucket, attempt)
+ WHERE (e.outcome IS NOT DISTINCT FROM 'CONFIRMED') <> (r.voucher_id IS NOT NULL)
+    OR (r.merchant_no, r.stock_no, r.order_no, r.bill_fen, r.subsidy_fen, r.use_request_no)
+       <> (h.merchant_no, h.stock_no, h.order_no, h.bill_fen, h.subsidy_fen, e.request_no)
+    OR (e.ended_at >= h.expires_at AND e.outcome = 'CONFIRMED') OR e.ended_at < h.held_at
+ ORDER BY h.voucher_id, h.attempt LIMIT $1
+
+-- name: examined_capped
+-- Uses in campaigns with caps.
+SELECT count(*) FROM person_use
+
+-- name: a2d_redeem_caps
+-- People who redeemed more face than a cap allows, and redemptions in campaigns with caps that no cap could count.
+WITH used AS (
+    SELECT v.person, d.campaign_no, k.partner_no, date_trunc('month', u.used_on)::date AS month, k.face_value_fen
+      FROM person_use u JOIN redemption r USING (voucher_id, bucket, attempt) JOIN voucher v USING (voucher_id, bucket)
+      JOIN stock k ON k.stock_no = v.stock_no JOIN round d USING (round_no)
+     WHERE r.subsidy_fen > coalesce((SELECT sum(f.subsidy_fen) FROM refund f
+            WHERE f.bucket = r.bucket AND f.voucher_id = r.voucher_id AND f.attempt = r.attempt), 0)
+), spent AS (
+    SELECT u.person, c.campaign_no, c.period, c.face_fen_max, sum(u.face_value_fen) AS face_fen
+      FROM used u JOIN redeem_cap c USING (campaign_no)
+     GROUP BY u.person, c.campaign_no, c.period, c.is_per_partner, c.face_fen_max,
+              CASE WHEN c.is_per_partner THEN u.partner_no END, CASE c.period WHEN 'MONTH' THEN u.month END
+    HAVING sum(u.face_value_fen) > c.face_fen_max
+), uncounted AS (
+    SELECT r.voucher_id, r.attempt FROM redemption r JOIN stock k USING (stock_no) JOIN round d USING (round_no)
+     WHERE EXISTS (SELECT FROM redeem_cap c WHERE c.campaign_no = d.campaign_no)
+       AND NOT EXISTS (SELECT FROM person_use u WHERE u.voucher_id = r.voucher_id AND u.attempt = r.attempt)
+), wrong AS (
+    SELECT format('person %s: redeemed %s fen of face in campaign %s, %s limit %s', person, face_fen, campaign_no, period, face_fen_max) AS what FROM spent
+    UNION ALL SELECT format('redemption %s/%s: counted for no cap', voucher_id, attempt) FROM uncounted
+)
+SELECT what, count(*) OVER () AS violations FROM wrong ORDER BY what LIMIT $1
 
 -- name: numbers_given
--- What a till sent with its numbers, by voucher: a redemption (with the order's number) or a refund (without).
-SELECT voucher_id, merchant_no, use_request_no, order_no, NULL AS refund_request_no, bill_fen AS amount_fen FROM redemption
+-- Numbers that tills gave, by voucher, with what they were sent with: scope, number, and for a use or a hold its payment and
+-- bill, for a confirmed hold its number, for a refund the use and the cash, for a cancel the hold. Not of rounds that were
+-- unlinked from people, whose numbers are gone.
+SELECT * FROM (
+SELECT r.bucket, r.voucher_id, r.merchant_no, 'USE' AS scope, r.use_request_no AS number, r.order_no, r.bill_fen AS fen, h.hold_request_no AS of_number
+  FROM redemption r LEFT JOIN hold h USING (bucket, voucher_id, attempt)
 UNION ALL
-SELECT f.voucher_id, f.merchant_no, r.use_request_no, NULL, f.refund_request_no, f.refund_fen
+SELECT h.bucket, h.voucher_id, h.merchant_no, 'HOLD', h.hold_request_no, h.order_no, h.bill_fen, NULL FROM hold h
+UNION ALL
+SELECT f.bucket, f.voucher_id, f.merchant_no, 'REFUND', f.refund_request_no, NULL, f.refund_fen, r.use_request_no
   FROM refund f JOIN redemption r USING (bucket, voucher_id, attempt)
+UNION ALL
+SELECT e.bucket, e.voucher_id, h.merchant_no, 'CANCEL', e.request_no, NULL, 0, h.hold_request_no
+  FROM hold_end e JOIN hold h USING (bucket, voucher_id, attempt) WHERE e.outcome = 'CANCELLED') AS given
+ WHERE voucher_id >> 38 <> ALL (ARRAY(SELECT round_no FROM retention_step WHERE step = 'UNLINK'))
  ORDER BY voucher_id
 
 -- name: numbers_registered
@@ -516,9 +590,10 @@ SELECT format('%s of campaign %s, merchant %s, bucket %s: checkpoint %s debit %s
 -- name: a4d_issued_is_live
 -- Buckets whose ISSUED balance is not the money of their live vouchers.
 WITH used AS (
-    SELECT r.bucket, r.stock_no, count(*) AS used
-      FROM redemption r LEFT JOIN refund f USING (bucket, voucher_id, attempt)
-     WHERE f.credit IS DISTINCT FROM 'ISSUED' GROUP BY r.bucket, r.stock_no
+    SELECT r.bucket, r.stock_no, count(*) AS used FROM redemption r
+     WHERE NOT EXISTS (SELECT FROM refund f
+            WHERE f.bucket = r.bucket AND f.voucher_id = r.voucher_id AND f.attempt = r.attempt AND f.credit = 'ISSUED')
+     GROUP BY r.bucket, r.stock_no
 ), stocked AS (
     SELECT bucket, stock_no, count(*) AS issued FROM voucher GROUP BY bucket, stock_no
 ), live AS (
@@ -542,9 +617,10 @@ SELECT format('campaign %s, bucket %s: ISSUED %s fen, live vouchers %s fen', cam
 -- name: a4e_expired_unused
 -- EXPIRE transfers that did not move exactly the unused vouchers of their stock.
 WITH used AS (
-    SELECT r.bucket, r.stock_no, count(*) AS used
-      FROM redemption r LEFT JOIN refund f USING (bucket, voucher_id, attempt)
-     WHERE f.credit IS DISTINCT FROM 'ISSUED' GROUP BY r.bucket, r.stock_no
+    SELECT r.bucket, r.stock_no, count(*) AS used FROM redemption r
+     WHERE NOT EXISTS (SELECT FROM refund f
+            WHERE f.bucket = r.bucket AND f.voucher_id = r.voucher_id AND f.attempt = r.attempt AND f.credit = 'ISSUED')
+     GROUP BY r.bucket, r.stock_no
 ), stocked AS (
     SELECT bucket, stock_no, count(*) AS issued FROM voucher GROUP BY bucket, stock_no
 )
@@ -800,12 +876,12 @@ SELECT what, count(*) OVER () AS violations
 
 -- name: money_tables
 -- Tables whose rows are only ever added.
-SELECT unnest(ARRAY['city', 'campaign', 'voucher', 'transfer', 'redemption', 'refund', 'day_close', 'merchant_day', 'merchant_hold',
-    'merchant_hold_release', 'settlement_batch', 'settlement_decision', 'settlement_line', 'settlement_share', 'settlement_line_held',
+SELECT unnest(ARRAY['city', 'campaign', 'voucher', 'transfer', 'redemption', 'refund', 'hold', 'hold_end', 'offline_use', 'redeem_cap', 'day_close', 'merchant_day',
+    'merchant_hold', 'merchant_hold_release', 'settlement_batch', 'settlement_decision', 'settlement_line', 'settlement_share', 'settlement_line_held',
     'settlement_export', 'bank_file', 'bank_row', 'bank_import', 'settlement_answer', 'fund_return', 'flow_file', 'flow_row',
     'recon_run', 'recon_run_flow', 'recon_run_bank', 'recon_break', 'recon_closure',
     'claim_group', 'pack', 'pack_item', 'release_stage', 'stock_move', 'rollover', 'rollover_stock', 'rollover_return',
-    'grant_run', 'grant_result'])
+    'grant_run', 'grant_result', 'register_load', 'standing_change', 'key_change', 'erasure', 'stock_district', 'stock_merchant', 'category_name'])
 
 -- name: derived_tables
 -- Tables that only the database's own functions write.
@@ -829,13 +905,15 @@ SELECT what, count(*) OVER () AS violations
 -- name: examined_guards
 -- Tables ($1) of money with their partitions.
 SELECT count(*) FROM unnest($1::text[]) AS t(name) CROSS JOIN LATERAL (
-       SELECT to_regclass(name) UNION SELECT relid FROM pg_partition_tree(to_regclass(name))) AS part
+       SELECT to_regclass('public.' || name) UNION SELECT relid FROM pg_partition_tree(to_regclass('public.' || name))
+       UNION SELECT relid FROM pg_partition_tree(to_regclass('archive.' || name))) AS part
 
 -- name: a7b_append_only
 -- Tables of money ($2), or partitions of them, on which a row could be changed or removed, or a transfer go past the accounts.
 WITH part AS (
     SELECT t.name, p.relid FROM unnest($2::text[]) AS t(name) CROSS JOIN LATERAL (
-           SELECT to_regclass(t.name) AS relid UNION SELECT relid FROM pg_partition_tree(to_regclass(t.name))) AS p
+           SELECT to_regclass('public.' || t.name) AS relid UNION SELECT relid FROM pg_partition_tree(to_regclass('public.' || t.name))
+           UNION SELECT relid FROM pg_partition_tree(to_regclass('archive.' || t.name))) AS p
 ), guard AS (
     SELECT t.tgrelid, t.tgtype FROM pg_trigger t JOIN pg_proc f ON f.oid = t.tgfoid
      WHERE f.proname = 'forbid_change' AND t.tgenabled IN ('O', 'A') AND t.tgqual IS NULL AND t.tgattr::text = ''
@@ -844,13 +922,13 @@ WITH part AS (
 SELECT what, count(*) OVER () AS violations
   FROM (SELECT format('table %s is not there', name) AS what FROM part WHERE relid IS NULL
         UNION ALL
-        SELECT format('table %s: %s is not stopped', relid::regclass, w.verb)
+        SELECT format('table %s: %s is not stopped', replace(relid::regclass::text, 'public.', ''), w.verb)
           FROM part CROSS JOIN (VALUES ('UPDATE', 1 + 2 + 16), ('DELETE', 1 + 2 + 8), ('TRUNCATE', 2 + 32)) AS w(verb, needed)
          WHERE relid IS NOT NULL AND NOT EXISTS (SELECT FROM guard g WHERE g.tgrelid = part.relid AND g.tgtype & w.needed = w.needed)
         UNION ALL
         SELECT 'table transfer: its rows do not reach the accounts'
          WHERE NOT EXISTS (SELECT FROM pg_trigger t JOIN pg_proc f ON f.oid = t.tgfoid
-                            WHERE t.tgrelid = to_regclass('transfer') AND f.proname = 'post_to_accounts' AND t.tgenabled IN ('O', 'A')
+                            WHERE t.tgrelid = to_regclass('public.transfer') AND f.proname = 'post_to_accounts' AND t.tgenabled IN ('O', 'A')
                               AND t.tgtype & (1 + 2 + 4) = 4)) AS gap
  ORDER BY what LIMIT $1
 
@@ -859,20 +937,21 @@ SELECT what, count(*) OVER () AS violations
 WITH part AS (
     SELECT DISTINCT p.relid, c.relowner
       FROM (SELECT unnest($2::text[]) UNION SELECT unnest($3::text[])) AS t(name) CROSS JOIN LATERAL (
-           SELECT to_regclass(t.name) AS relid UNION SELECT relid FROM pg_partition_tree(to_regclass(t.name))) AS p
+           SELECT to_regclass('public.' || t.name) AS relid UNION SELECT relid FROM pg_partition_tree(to_regclass('public.' || t.name))
+           UNION SELECT relid FROM pg_partition_tree(to_regclass('archive.' || t.name))) AS p
       JOIN pg_class c ON c.oid = p.relid
 ), derived AS (
-    SELECT to_regclass(name) AS relid FROM unnest($3::text[]) AS d(name)
+    SELECT to_regclass('public.' || name) AS relid FROM unnest($3::text[]) AS d(name)
 ), person AS (
     SELECT oid, rolname FROM pg_roles WHERE NOT rolsuper AND rolname !~ '^pg_'
 )
 SELECT what, count(*) OVER () AS violations
-  FROM (SELECT format('%s may %s %s', r.rolname, v.verb, p.relid::regclass) AS what
+  FROM (SELECT format('%s may %s %s', r.rolname, v.verb, replace(p.relid::regclass::text, 'public.', '')) AS what
           FROM part p CROSS JOIN person r CROSS JOIN (VALUES ('UPDATE'), ('DELETE'), ('TRUNCATE'), ('TRIGGER')) AS v(verb)
          WHERE r.oid <> p.relowner AND (has_table_privilege(r.oid, p.relid, v.verb)
                OR (v.verb = 'UPDATE' AND has_any_column_privilege(r.oid, p.relid, 'UPDATE')))
         UNION ALL
-        SELECT format('%s may INSERT into %s', r.rolname, p.relid::regclass)
+        SELECT format('%s may INSERT into %s', r.rolname, replace(p.relid::regclass::text, 'public.', ''))
           FROM derived d JOIN part p USING (relid) CROSS JOIN person r
          WHERE r.oid <> p.relowner AND (has_table_privilege(r.oid, p.relid, 'INSERT') OR has_any_column_privilege(r.oid, p.relid, 'INSERT'))
         UNION ALL
@@ -885,10 +964,10 @@ SELECT what, count(*) OVER () AS violations
           FROM pg_roles WHERE rolname LIKE 'hanquan\_%' AND (rolsuper OR rolbypassrls)
         UNION ALL
         SELECT 'any kind of transfer may be posted by whoever may insert: row security is off'
-          FROM pg_class WHERE oid = to_regclass('transfer') AND NOT relrowsecurity
+          FROM pg_class WHERE oid = to_regclass('public.transfer') AND NOT relrowsecurity
         UNION ALL
         SELECT format('policy %s lets everyone post transfers', polname)
-          FROM pg_policy WHERE polrelid = to_regclass('transfer') AND polcmd <> 'r' AND 0 = ANY (polroles)) AS right_given
+          FROM pg_policy WHERE polrelid = to_regclass('public.transfer') AND polcmd <> 'r' AND 0 = ANY (polroles)) AS right_given
  ORDER BY what LIMIT $1
 
 -- ---------------------------------------------------------------- what clients were told
@@ -908,13 +987,13 @@ SELECT stock_id, stock_no, round_no FROM stock UNION ALL SELECT pack_id, -pack_n
 -- name: log_claims
 -- What claims ($1 bucket, $2 key, $3 person, $4 number, $5 partner, $6 round) brought: how often, and the first of it. In order.
 SELECT coalesce(v.times, 0) AS times, v.voucher_id, v.stock_no
-  FROM unnest($1::smallint[], $2::bigint[], $3::uuid[], $4::text[], $5::smallint[], $6::bigint[]) WITH ORDINALITY
+  FROM unnest($1::smallint[], $2::integer[], $3::uuid[], $4::text[], $5::smallint[], $6::bigint[]) WITH ORDINALITY
        AS a(bucket, request_key, person, out_request_no, partner_no, round_no, position)
   LEFT JOIN LATERAL (
        SELECT count(*) FILTER (WHERE v.pack_no IS NULL) + count(DISTINCT v.pack_no) AS times, min(v.voucher_id) AS voucher_id,
               (array_agg(coalesce(-v.pack_no, v.stock_no) ORDER BY v.voucher_id))[1] AS stock_no
          FROM voucher v JOIN stock s USING (stock_no)
-        WHERE v.bucket = a.bucket AND v.request_key = a.request_key AND v.person = a.person AND v.out_request_no = a.out_request_no
+        WHERE v.bucket = a.bucket AND v.request_key & 524287 = a.request_key & 524287 AND v.request_key = a.request_key AND v.person = a.person AND v.out_request_no = a.out_request_no
           AND s.partner_no = a.partner_no AND v.voucher_id >= a.round_no << 38 AND v.voucher_id < (a.round_no + 1) << 38) v ON true
  ORDER BY a.position
 

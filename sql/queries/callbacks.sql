@@ -68,7 +68,7 @@ SELECT min(first.next_at) FROM city CROSS JOIN LATERAL generate_series(0, bucket
 
 -- name: hold_due
 -- Due events of a partner ($1) in one bucket ($2), held until the end of the transaction; not those that another sender holds.
-SELECT voucher_id, attempt, kind::text AS kind FROM callback_event
+SELECT voucher_id, attempt, kind::text AS kind, part FROM callback_event
  WHERE partner_no = $1 AND bucket = $2 AND next_at <= $3 ORDER BY next_at LIMIT $4 FOR UPDATE SKIP LOCKED;
 
 -- name: lease
@@ -77,38 +77,39 @@ SELECT voucher_id, attempt, kind::text AS kind FROM callback_event
 -- so that it sees what was marked before the events were held; what is marked later waits for them (wake): nobody is put
 -- off behind an event that is settled. A sender that dies leaves its events leased; they come due again.
 WITH due AS MATERIALIZED (
-    SELECT h.voucher_id, h.attempt, h.kind::callback_kind AS kind
-      FROM unnest($4::bigint[], $5::smallint[], $6::text[]) AS h(voucher_id, attempt, kind)
+    SELECT h.voucher_id, h.attempt, h.kind::callback_kind AS kind, h.part
+      FROM unnest($4::bigint[], $5::smallint[], $6::text[], $7::smallint[]) AS h(voucher_id, attempt, kind, part)
 ), judged AS MATERIALIZED (
     SELECT d.*, (SELECT max(b.next_at) FROM callback_event b
-                  WHERE b.bucket = $1 AND b.voucher_id = d.voucher_id AND (b.attempt, b.kind) < (d.attempt, d.kind)) AS behind
+                  WHERE b.bucket = $1 AND b.voucher_id = d.voucher_id AND (b.attempt, b.kind, b.part) < (d.attempt, d.kind, d.part)) AS behind
       FROM due d
 ), taken AS (
     UPDATE callback_event e SET next_at = CASE WHEN j.behind IS NULL THEN $3 ELSE greatest(j.behind, $2) END,
            tries = e.tries + (j.behind IS NULL)::integer
       FROM judged j
-     WHERE e.bucket = $1 AND e.voucher_id = ANY ($4) AND e.voucher_id = j.voucher_id AND e.attempt = j.attempt AND e.kind = j.kind
-    RETURNING e.bucket, e.voucher_id, e.attempt, e.kind, e.tries, e.happened_at, j.behind IS NULL AS is_free
+     WHERE e.bucket = $1 AND e.voucher_id = ANY ($4) AND e.voucher_id = j.voucher_id AND e.attempt = j.attempt AND e.kind = j.kind AND e.part = j.part
+    RETURNING e.bucket, e.voucher_id, e.attempt, e.kind, e.part, e.tries, e.happened_at, j.behind IS NULL AS is_free
 )
-SELECT t.bucket, t.voucher_id, t.attempt, t.kind::text AS kind, t.tries, t.happened_at, t.is_free,
-       k.stock_id, k.face_value_fen, k.valid_until, v.out_request_no,
-       m.merchant_id, r.use_request_no, r.bill_fen, r.subsidy_fen, f.refund_request_no, f.refund_fen, f.credit::text AS credit
+SELECT t.bucket, t.voucher_id, t.attempt, t.kind::text AS kind, t.part, t.tries, t.happened_at, t.is_free,
+       k.stock_id, k.face_value_fen, voucher_end(k.valid_until, k.valid_days, v.claimed_at) AS valid_until, v.out_request_no,
+       m.merchant_id, r.use_request_no, r.bill_fen, coalesce(f.subsidy_fen, r.subsidy_fen) AS subsidy_fen, f.refund_request_no, f.refund_fen, f.credit::text AS credit
   FROM taken t
   LEFT JOIN voucher v ON v.bucket = $1 AND v.voucher_id = t.voucher_id
   LEFT JOIN stock k ON k.stock_no = v.stock_no
   LEFT JOIN redemption r ON r.bucket = $1 AND r.voucher_id = t.voucher_id AND r.attempt = t.attempt AND t.kind IN ('USED', 'REFUNDED')
   LEFT JOIN merchant m ON m.merchant_no = r.merchant_no
-  LEFT JOIN refund f ON f.bucket = $1 AND f.voucher_id = t.voucher_id AND f.attempt = t.attempt AND t.kind = 'REFUNDED'
+  LEFT JOIN refund f ON f.bucket = $1 AND f.voucher_id = t.voucher_id AND f.attempt = t.attempt AND f.refund_no = t.part + 1
+   AND t.kind = 'REFUNDED'
  ORDER BY t.happened_at, t.voucher_id;
 
 -- name: mark
 -- What came of attempts in one bucket. A failure counts only for the attempt that it is about: meanwhile someone else may
 -- have sent the event, or an operator may have put it back. (ANY: a plan made while the table is empty goes by key, too.)
 UPDATE callback_event e SET next_at = o.next_at, delivered_at = o.delivered_at, died_at = o.died_at, last_error = o.error
-  FROM unnest($2::bigint[], $3::smallint[], $4::text[], $5::smallint[], $6::timestamptz[], $7::timestamptz[], $8::timestamptz[], $9::text[])
-       AS o(voucher_id, attempt, kind, tries, next_at, delivered_at, died_at, error)
+  FROM unnest($2::bigint[], $3::smallint[], $4::text[], $5::smallint[], $6::timestamptz[], $7::timestamptz[], $8::timestamptz[], $9::text[],
+              $10::smallint[]) AS o(voucher_id, attempt, kind, tries, next_at, delivered_at, died_at, error, part)
  WHERE e.bucket = $1 AND e.voucher_id = ANY ($2) AND e.voucher_id = o.voucher_id AND e.attempt = o.attempt AND e.kind = o.kind::callback_kind
-   AND e.next_at IS NOT NULL AND (e.tries = o.tries OR o.delivered_at IS NOT NULL);
+   AND e.part = o.part AND e.next_at IS NOT NULL AND (e.tries = o.tries OR o.delivered_at IS NOT NULL);
 
 -- name: wake
 -- Lets events of these vouchers go that were never sent: they may have been put off behind one that is settled now, or
@@ -161,7 +162,7 @@ SELECT count(*) FROM callback_expiry WHERE unfolded_at IS NULL;
 
 -- name: dead
 -- Dead letters, the newest first; of one partner when $1 is not null.
-SELECT p.partner_id, e.voucher_id, e.attempt, e.kind::text AS kind, e.happened_at, e.died_at, e.tries, e.last_error
+SELECT p.partner_id, e.voucher_id, e.attempt, e.kind::text AS kind, e.part, e.happened_at, e.died_at, e.tries, e.last_error
   FROM callback_event e JOIN partner p USING (partner_no)
  WHERE e.died_at IS NOT NULL AND ($1::text IS NULL OR p.partner_id = $1) ORDER BY e.died_at DESC, e.voucher_id LIMIT $2;
 
@@ -169,7 +170,7 @@ SELECT p.partner_id, e.voucher_id, e.attempt, e.kind::text AS kind, e.happened_a
 -- Puts one event back at the start of its schedule, whatever became of it.
 UPDATE callback_event SET next_at = $4, tries = 0, delivered_at = NULL, died_at = NULL, last_error = NULL
  WHERE bucket = (SELECT ((($1::bigint >> 28) & 1023) * buckets / 1024)::smallint FROM city)
-   AND voucher_id = $1 AND attempt = $2 AND kind = $3::text::callback_kind
+   AND voucher_id = $1 AND attempt = $2 AND kind = $3::text::callback_kind AND part = $5
 RETURNING partner_no;
 
 -- name: redeliver_since

@@ -24,6 +24,26 @@ INSERT INTO campaign (campaign_id, title_zh, title_en, fund_fen, document, loade
 VALUES ($1, $2, $3, $4, $5, $6, $7)
 RETURNING campaign_no
 
+-- name: insert_category_names
+-- What a campaign ($1) calls its categories.
+INSERT INTO category_name (campaign_no, category, name_zh, name_en) SELECT $1, * FROM unnest($2::text[], $3::text[], $4::text[])
+
+-- name: insert_redeem_caps
+-- What one person may use of a campaign's ($1) vouchers.
+INSERT INTO redeem_cap (campaign_no, period, is_per_partner, face_fen_max) SELECT $1, * FROM unnest($2::text[]::cap_period[], $3::boolean[], $4::bigint[])
+
+-- name: merchant_nos
+-- The numbers of merchants by their ids, of those that are enrolled.
+SELECT merchant_id, merchant_no FROM merchant WHERE merchant_id = ANY ($1::text[])
+
+-- name: insert_stock_districts
+-- Districts in whose shops stocks are good.
+INSERT INTO stock_district (stock_no, district) SELECT * FROM unnest($1::integer[], $2::text[])
+
+-- name: insert_stock_merchants
+-- Shops in which stocks are good.
+INSERT INTO stock_merchant (stock_no, merchant_no) SELECT * FROM unnest($1::integer[], $2::integer[])
+
 -- name: insert_rounds
 -- Adds the rounds of a campaign.
 INSERT INTO round (round_no, campaign_no, round_id, opens_at, closes_at, budget_fen, per_person_and_partner_limit, per_person_limit)
@@ -41,10 +61,11 @@ SELECT r.round_no, g.group_no, g.group_id, g.per_person_limit
 -- name: insert_stocks
 -- Adds the stocks of one round ($1, $2 to $3 the validity); what a round's stocks share comes once.
 INSERT INTO stock (round_no, valid_from, valid_until, city_bp, platform_bp, merchant_bp, refund_policy,
-                   stock_id, partner_no, category, quantity, face_value_fen, transaction_minimum_fen, funded_fen, group_no, is_granted, state)
+                   stock_id, partner_no, category, quantity, face_value_fen, transaction_minimum_fen, funded_fen, group_no, is_granted, state,
+                   valid_days, stacks_with, till_code)
 SELECT $1, $2, $3, $4, $5, $6, $7,
        s.stock_id, p.partner_no, s.category, s.quantity, s.face_value_fen, s.transaction_minimum_fen, s.funded_fen,
-       g.group_no, s.is_granted, $17::stock_state
+       g.group_no, s.is_granted, $17::stock_state, $18, $19::text[], $20
   FROM unnest($8::text[], $9::text[], $10::text[], $11::integer[], $12::bigint[], $13::bigint[], $14::bigint[], $15::text[],
               $16::boolean[])
        WITH ORDINALITY AS s(stock_id, partner_id, category, quantity, face_value_fen, transaction_minimum_fen, funded_fen,

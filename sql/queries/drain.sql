@@ -40,7 +40,8 @@ SELECT s.partner_no, v.out_request_no, least(v.voucher_id, w.voucher_id), greate
   FROM unnest($1::bigint[]) AS n(voucher_id)
   JOIN voucher w ON w.bucket = ANY ($2::smallint[]) AND w.voucher_id = n.voucher_id
   JOIN stock s ON s.stock_no = w.stock_no
-  JOIN voucher v ON v.bucket = ANY ($2::smallint[]) AND v.request_key = w.request_key AND v.person <> w.person
+  JOIN voucher v ON v.bucket = ANY ($2::smallint[]) AND v.request_key & 524287 = w.request_key & 524287
+   AND v.request_key = w.request_key AND v.person <> w.person
    AND v.voucher_id >> 38 = w.voucher_id >> 38 AND v.out_request_no = w.out_request_no
   JOIN stock o ON o.stock_no = v.stock_no AND o.partner_no = s.partner_no
 ON CONFLICT DO NOTHING;

@@ -23,7 +23,7 @@ SELECT r.round_no, coalesce(g.group_nos, '{}') AS group_nos, coalesce(g.group_li
 SELECT s.stock_no, s.stock_id, s.round_no, s.partner_no, s.group_no, s.is_granted,
        s.state::text AS state, s.quantity,
        coalesce(i.issued, 0) AS issued, s.adjust_no, s.face_value_fen, s.funded_fen, s.transaction_minimum_fen,
-       s.valid_from, s.valid_until
+       s.valid_from, s.valid_until, s.valid_days
   FROM stock s LEFT JOIN (SELECT stock_no, sum(issued)::bigint AS issued FROM stock_issued GROUP BY stock_no) i USING (stock_no);
 
 -- name: packs_on_offer
@@ -33,9 +33,9 @@ SELECT p.pack_no, p.pack_id, p.round_no, p.partner_no, p.group_no, p.is_granted,
   FROM pack p JOIN pack_item i USING (pack_no) GROUP BY p.pack_no;
 
 -- name: winning_keys
--- The request keys that won vouchers ($1 to $2) of some stocks ($3) or packs ($4), eight bytes each, in order.
+-- The request keys that won vouchers ($1 to $2) of some stocks ($3) or packs ($4), four bytes each, in order.
 SELECT CASE WHEN pack_no IS NULL THEN stock_no END AS stock_no, pack_no,
-       string_agg(int8send(request_key), ''::bytea ORDER BY request_key) AS keys
+       string_agg(int4send(request_key), ''::bytea ORDER BY request_key) AS keys
   FROM voucher
  WHERE voucher_id BETWEEN $1 AND $2 AND CASE WHEN pack_no IS NULL THEN stock_no = ANY ($3::integer[]) ELSE pack_no = ANY ($4::integer[]) END
  GROUP BY 1, 2;
@@ -50,7 +50,7 @@ SELECT coalesce(sum(credits_fen - debits_fen), 0)::bigint FROM account WHERE buc
 
 -- name: has_vouchers
 -- Whether any voucher of a round is out ($1 its first number, $2 the first after it).
-SELECT EXISTS (SELECT FROM voucher WHERE voucher_id >= $1 AND voucher_id < $2);
+SELECT EXISTS (SELECT 1 FROM voucher WHERE voucher_id >= $1 AND voucher_id < $2);
 
 -- name: drain_position
 -- How far the drain has read the log of a shard.
@@ -78,9 +78,9 @@ SELECT v.voucher_id, v.stock_no, v.pack_no, v.claimed_at, v.out_request_no, use.
   LEFT JOIN LATERAL (SELECT r.attempt, f.credit FROM redemption r
         LEFT JOIN refund f ON f.bucket = r.bucket AND f.voucher_id = r.voucher_id AND f.attempt = r.attempt
         WHERE r.bucket = v.bucket AND r.voucher_id = v.voucher_id ORDER BY r.attempt DESC LIMIT 1) use ON true
- WHERE v.bucket = $1 AND v.request_key = $2 AND v.person = $3 AND v.out_request_no = $4
+ WHERE v.bucket = $1 AND v.request_key & 524287 = $2 & 524287 AND v.request_key = $2 AND v.person = $3 AND v.out_request_no = $4
    AND v.voucher_id >> 38 = (SELECT max(n.voucher_id >> 38) FROM voucher n
-                              WHERE n.bucket = $1 AND n.request_key = $2 AND n.person = $3 AND n.out_request_no = $4)
+                              WHERE n.bucket = $1 AND n.request_key & 524287 = $2 & 524287 AND n.request_key = $2 AND n.person = $3 AND n.out_request_no = $4)
  ORDER BY v.voucher_id;
 
 -- name: voucher_by_id
@@ -106,6 +106,10 @@ SELECT v.person, sum(s.face_value_fen)::bigint AS face_fen
   JOIN stock s ON s.stock_no = v.stock_no
  WHERE d.campaign_no = $3
  GROUP BY v.person;
+
+-- name: is_forgotten
+-- Whether retention has begun to remove from the claim store who won what in a round.
+SELECT EXISTS (SELECT FROM retention_step WHERE round_no = $1 AND step = 'CLAIM_KEYS');
 
 -- name: issued_on_shards
 -- Vouchers in the books of some shards ($1), of some stocks ($2).

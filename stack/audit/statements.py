@@ -135,8 +135,14 @@ STATEMENTS = (
         rows("a2c_wider_limits", "examined_limited"),
     ),
     Statement(
+        "A2d",
+        "Nobody has redeemed more than the caps of a campaign allow",
+        "任何人的核销额都不超过活动的核销上限",
+        rows("a2d_redeem_caps", "examined_capped"),
+    ),
+    Statement(
         "A3a",
-        "Every voucher has at most one live redemption, and its uses are numbered without gaps",
+        "Every voucher has at most one live redemption, and its attempts are numbered without gaps",
         "每张券至多有一次有效核销，使用序号连续无缺",
         rows("a3a_one_live_use", "examined_redemptions"),
     ),
@@ -193,6 +199,12 @@ STATEMENTS = (
         "Every number a till gave is registered with what it was sent with",
         "收银端给出的每个号码都已登记，且与所发内容一致",
         hashes.numbers_registered,
+    ),
+    Statement(
+        "A3k",
+        "Every hold ended at most once, in time, and those confirmed are redemptions of the same money",
+        "每次锁券至多结束一次且未逾时，已确认的即为同额核销",
+        rows("a3k_holds_end_once", "examined_till_holds"),
     ),
     Statement(
         "A4a",

@@ -6,12 +6,12 @@ import msgspec
 
 from kernel.signing import Algorithm
 from stack.bench import check, memory
-from stack.bench.crowd import Crowd, fill, signers
+from stack.bench.base import IssuerBench
+from stack.bench.crowd import Crowd, fill
 from stack.bench.generator import Rush, Told
-from stack.bench.helper import Helper
 from stack.bench.memory import Memory
-from stack.bench.phases import Course, Phase, Tell, flatness, measured
-from stack.bench.report import Report, Size, target
+from stack.bench.phases import Phase, Tell, flatness, measured
+from stack.bench.report import Report, target
 from stack.bench.world import Workers, World
 
 PER_CALL = 1_000
@@ -38,28 +38,18 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
 
 async def bench_batch(world: World, wish: Wish, tell: Tell) -> Report:
     """The whole bench. StackError when something ended over it."""
-    return await _Bench(world, wish, tell).run()
+    return await _Batches(world, wish, tell).run()
 
 
-class _Bench:
-    def __init__(self, world: World, wish: Wish, tell: Tell) -> None:
-        self._world = world
-        self._wish = wish
-        self._tell = tell
-        self._course = Course()
-        self._generator: Helper
-        self._script: Helper
-        self._issuer: Workers
+class _Batches(IssuerBench[Wish]):
+    _issuer: Workers
 
     async def run(self) -> Report:
         world, wish = self._world, self._wish
-        self._tell("starting")
-        helpers = await signers(world)
-        self._generator = await world.helper("generator")
-        self._script = await world.helper("script", role="hanquan_issuer")
+        await self._open()
         few = max(wish.people // TRIAL, 2)
         trial, crowd = [
-            Crowd(world, await world.open_round(count), helpers, Algorithm.HMAC) for count in (few, wish.people)
+            Crowd(world, await world.open_round(count), self._signers, Algorithm.HMAC) for count in (few, wish.people)
         ]
         async with AsyncExitStack() as exits:
             self._issuer = await exits.enter_async_context(world.workers(wish.workers))
@@ -106,7 +96,6 @@ class _Bench:
         wins = self._wins("")
         told = [(trial.ground, self._wins("trial ")), (crowd.ground, wins)]
         wrong = course.wrong() + await check.wrongs(self._world, told)
-        stores = await self._world.durability()
         rate, limit, times = course.rate("batch"), course.rate("script"), course.latency("batch")
         issuer, valkey = course.cpu_us("batch", "issuer"), course.cpu_us("batch", "valkey")
         each = course.named("batch")
@@ -135,15 +124,12 @@ class _Bench:
                 target("memory, B a claim", "at most", BYTES, size_b),
                 target("cost, last to first", "at most", FLATNESS, flat),
             ],
-            size=Size(
+            size=await self._size(
                 items=sum(phase.items for phase in each),
                 people=wins,
                 connections=wish.connections,
-                seconds=round(sum(phase.seconds for phase in course.phases), 1),
                 workers=wish.workers,
                 keys=Algorithm.HMAC,
-                valkey=stores.valkey,
-                postgres=stores.postgres,
             ),
             phases=course.phases,
         )

@@ -6,11 +6,11 @@ import msgspec
 
 from kernel.signing import Algorithm
 from stack.bench import check
-from stack.bench.crowd import Crowd, fill, signers
+from stack.bench.base import IssuerBench
+from stack.bench.crowd import Crowd, fill
 from stack.bench.generator import Rush, Told
-from stack.bench.helper import Helper
-from stack.bench.phases import Course, Phase, Tell, flatness, measured
-from stack.bench.report import Report, Size, Target, target
+from stack.bench.phases import Phase, Tell, flatness, measured
+from stack.bench.report import Report, Target, target
 from stack.bench.world import Workers, World
 
 RATIOS = {Algorithm.HMAC: 0.5, Algorithm.RSA: 0.35}
@@ -40,28 +40,18 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
 
 async def bench_claim(world: World, wish: Wish, tell: Tell) -> Report:
     """The whole bench. StackError when something ended over it."""
-    return await _Bench(world, wish, tell).run()
+    return await _Claims(world, wish, tell).run()
 
 
-class _Bench:
-    def __init__(self, world: World, wish: Wish, tell: Tell) -> None:
-        self._world = world
-        self._wish = wish
-        self._tell = tell
-        self._course = Course()
-        self._generator: Helper
-        self._script: Helper
-        self._issuer: Workers
-        self._bare: Workers
+class _Claims(IssuerBench[Wish]):
+    _issuer: Workers
+    _bare: Workers
 
     async def run(self) -> Report:
         world, wish = self._world, self._wish
-        self._tell("starting")
-        helpers = await signers(world)
-        self._generator = await world.helper("generator")
-        self._script = await world.helper("script", role="hanquan_issuer")
+        await self._open()
         trial_size = int(TRIAL_PER_S * wish.seconds)
-        trial = Crowd(world, await world.open_round(trial_size + 1, wish.algorithm), helpers, wish.algorithm)
+        trial = Crowd(world, await world.open_round(trial_size + 1, wish.algorithm), self._signers, wish.algorithm)
         async with AsyncExitStack() as exits:
             self._issuer = await exits.enter_async_context(world.workers(1))
             answer = await world.knock(trial.ground, self._issuer.port, wish.algorithm)
@@ -70,7 +60,7 @@ class _Bench:
             each = max(int(rate * wish.seconds * SPARE), 1)
             need = each * (wish.pairs + 3) + 1  # the open schedule takes less than two of them
             ground = await world.open_round(need + wish.claims, wish.algorithm)
-            crowd = Crowd(world, ground, helpers, wish.algorithm)
+            crowd = Crowd(world, ground, self._signers, wish.algorithm)
             await world.knock(ground, self._issuer.port, wish.algorithm)
             await self._alternate(crowd, each)
             await self._on_schedule(crowd)
@@ -137,7 +127,6 @@ class _Bench:
         wins = self._wins()
         self._tell("counting vouchers")
         wrong = course.wrong() + await check.wrongs(self._world, [(trial.ground, at_trial), (crowd.ground, wins)])
-        stores = await self._world.durability()
         issuer, valkey = course.cpu_us("claim", "issuer"), course.cpu_us("claim", "valkey")
         times = course.latency("open")
         rate, limit = course.rate("claim"), course.rate("bare")
@@ -159,15 +148,12 @@ class _Bench:
             correct=not wrong,
             wrong=wrong,
             targets=self._targets(rate / limit, times.p99_ms, flat),
-            size=Size(
+            size=await self._size(
                 items=sum(phase.items for phase in course.named("claim")),
                 people=wins,
                 connections=wish.connections,
-                seconds=round(sum(phase.seconds for phase in course.phases), 1),
                 workers=1,
                 keys=wish.algorithm,
-                valkey=stores.valkey,
-                postgres=stores.postgres,
             ),
             phases=course.phases,
         )

@@ -13,10 +13,10 @@ from stack.bench.world import PERSON_AT_THE_DOOR, World
 SIGNERS_MAX = 4
 
 
-async def signers(world: World) -> list[Helper]:
+async def signers(world: World, module: str = "presign", *, role: str | None = None) -> list[Helper]:
     """Helpers that sign, one a processor."""
     count = min(os.cpu_count() or 1, SIGNERS_MAX)
-    return [await world.helper("presign", f"presign-{n}") for n in range(count)]
+    return [await world.helper(module, f"{module}-{n}", role=role) for n in range(count)]
 
 
 class Crowd:

@@ -4,14 +4,15 @@ import msgspec
 
 from kernel.signing import Algorithm
 from stack.bench import check
-from stack.bench.crowd import Crowd, fill, signers
+from stack.bench.base import IssuerBench
+from stack.bench.crowd import Crowd, fill
 from stack.bench.drainer import Carried, Carry
 from stack.bench.generator import Rush, Told
 from stack.bench.helper import Helper
 from stack.bench.lag import Lag, lag_of, watching
-from stack.bench.phases import Course, Phase, Tell, measured
+from stack.bench.phases import Phase, Tell, measured
 from stack.bench.presign import Ground
-from stack.bench.report import Report, Size, target
+from stack.bench.report import Report, target
 from stack.bench.world import Workers, World
 
 RATIO, LAG_S = 0.6, 1.0
@@ -38,31 +39,23 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
 
 async def bench_drain(world: World, wish: Wish, tell: Tell) -> Report:
     """The whole bench. StackError when something ended over it."""
-    return await _Bench(world, wish, tell).run()
+    return await _Drains(world, wish, tell).run()
 
 
-class _Bench:
+class _Drains(IssuerBench[Wish]):
+    _drainer: Helper
+
     def __init__(self, world: World, wish: Wish, tell: Tell) -> None:
-        self._world = world
-        self._wish = wish
-        self._tell = tell
-        self._course = Course()
+        super().__init__(world, wish, tell)
         self._told: list[tuple[Ground, int]] = []
-        self._helpers: list[Helper]
-        self._generator: Helper
-        self._script: Helper
-        self._drainer: Helper
 
     async def run(self) -> Report:
         world, wish = self._world, self._wish
-        self._tell("starting")
-        helpers = await signers(world)
-        self._generator = await world.helper("generator")
-        self._script = await world.helper("script", role="hanquan_issuer")
+        await self._open()
         self._drainer = await world.helper("drainer", role="hanquan_issuer")
         each, rush = wish.vouchers // wish.steps, int(ASSUMED_PER_S * wish.seconds)
         grounds = [await world.open_round(each, rounds=2) for _ in range(wish.steps)] + [await world.open_round(rush)]
-        crowds = [Crowd(world, ground, helpers, Algorithm.HMAC) for ground in grounds]
+        crowds = [Crowd(world, ground, self._signers, Algorithm.HMAC) for ground in grounds]
         async with world.workers(1) as issuer:
             for step, crowd in enumerate(crowds[:-1], start=1):
                 await self._step(crowd, each, f"step {step} of {wish.steps}")
@@ -109,7 +102,6 @@ class _Bench:
         course, wish = self._course, self._wish
         self._tell("counting vouchers")
         wrong = course.wrong() + await check.wrongs(self._world, self._told)
-        stores = await self._world.durability()
         rate, limit = course.rate("drain"), course.rate("copy")
         drain, postgres = course.cpu_us("drain", "drain"), course.cpu_us("drain", "postgres")
         return Report(
@@ -135,15 +127,12 @@ class _Bench:
                 target("ratio", "at least", RATIO, round(rate / limit, 3)),
                 target("lag p99, s", "at most", LAG_S, lag.p99_s),
             ],
-            size=Size(
+            size=await self._size(
                 items=sum(phase.items for phase in course.named("drain")),
                 people=sum(wins for _, wins in self._told),
                 connections=wish.connections,
-                seconds=round(sum(phase.seconds for phase in course.phases), 1),
                 workers=1,
                 keys=Algorithm.HMAC,
-                valkey=stores.valkey,
-                postgres=stores.postgres,
             ),
             phases=course.phases,
         )

@@ -4,7 +4,7 @@ The n-th person of a run has one token and one request number, so whoever knows 
 the claim again: as a signed request here, as a claim for the script in script.py.
 """
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -105,11 +105,16 @@ def requests(job: Signing) -> Iterator[bytes]:
             for n in range(first, min(first + job.per_call, job.first + job.count))
         ]
         body = (bodies[0] if job.per_call == 1 else f'{{"claims":[{",".join(bodies)}]}}').encode()
-        header = signer.authorization("POST", path, body, timestamp_s=job.timestamp_s, nonce=f"{first:016x}")
-        yield (
-            f"POST {path} HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n"
-            f"Authorization: {header}\r\nContent-Length: {len(body)}\r\n\r\n"
-        ).encode() + body
+        yield signed_post(signer, path, body, job.timestamp_s, first)
+
+
+def signed_post(signer: Signer, path: str, body: bytes, timestamp_s: int, nonce: int) -> bytes:
+    """A whole HTTP request."""
+    header = signer.authorization("POST", path, body, timestamp_s=timestamp_s, nonce=f"{nonce:016x}")
+    return (
+        f"POST {path} HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n"
+        f"Authorization: {header}\r\nContent-Length: {len(body)}\r\n\r\n"
+    ).encode() + body
 
 
 def read_requests(files: list[str]) -> list[bytes]:
@@ -124,12 +129,12 @@ def read_requests(files: list[str]) -> list[bytes]:
     return found
 
 
-def write_requests(job: Signing) -> Written:
-    """Does a job in this process."""
+def write_requests(file: str, ready: Iterable[bytes]) -> Written:
+    """Puts requests into a file; what was in it is gone."""
     count = 0
-    with Path(job.file).open("wb") as file:
-        for request in requests(job):
-            file.write(len(request).to_bytes(LENGTH_BYTES) + request)
+    with Path(file).open("wb") as out:
+        for request in ready:
+            out.write(len(request).to_bytes(LENGTH_BYTES) + request)
             count += 1
     return Written(count)
 
@@ -137,7 +142,7 @@ def write_requests(job: Signing) -> Written:
 @asynccontextmanager
 async def _opened() -> AsyncIterator[Work[Signing]]:
     async def work(job: Signing) -> Written:
-        return write_requests(job)
+        return write_requests(job.file, requests(job))
 
     yield work
 

@@ -2,7 +2,7 @@
 
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import msgspec
@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from stack.bench.phases import Phase
+from stack.bench.storage import Stored
 
 Bound = Literal["at least", "at most"]
 Justify = Literal["left", "right"]
@@ -63,6 +64,15 @@ class Report(msgspec.Struct, kw_only=True, omit_defaults=True):
     cpu_us_postgres: float | None = None
     open_rate_per_s: float | None = None
     """At which rate p50_ms and p99_ms were taken, where arrivals were on an open schedule."""
+    cpu_us_redemption: float | None = None
+    ledger_only_per_s: float | None = None
+    hot_rate_per_s: float | None = None
+    hot_ratio: float | None = None
+    bytes_per_voucher: float | None = None
+    bytes_per_voucher_packed: float | None = None
+    fill_s: float | None = None
+    """How long it took to put the vouchers into the books."""
+    storage: list[Stored] = []
     bytes_per_claim: float | None = None
     pace_bytes_per_claim: float | None = None
     flatness: float | None = None
@@ -83,17 +93,24 @@ WORDS = {
     "rate_per_s": ("rate", "/s"),
     "limit_per_s": ("limit", "/s"),
     "ratio": ("ratio", ""),
+    "ledger_only_per_s": ("rows alone", "/s"),
     "open_rate_per_s": ("open schedule", "/s"),
     "p50_ms": ("p50", "ms"),
     "p99_ms": ("p99", "ms"),
     "cpu_us_per_item": ("processor, an item", "us"),
     "cpu_us_issuer": ("  issuer", "us"),
     "cpu_us_valkey": ("  Valkey", "us"),
+    "cpu_us_redemption": ("  redemption", "us"),
     "cpu_us_drain": ("  drain", "us"),
     "cpu_us_postgres": ("  PostgreSQL", "us"),
     "cpu_us_limit": ("  the limit's process", "us"),
     "bytes_per_claim": ("memory, a claim", "B"),
     "pace_bytes_per_claim": ("  of the gate, for two minutes", "B"),
+    "hot_rate_per_s": ("rate, hot shops", "/s"),
+    "hot_ratio": ("  all shops alike, over that", ""),
+    "bytes_per_voucher": ("storage, a voucher", "B"),
+    "bytes_per_voucher_packed": ("  indexes packed", "B"),
+    "fill_s": ("table filled in", "s"),
     "flatness": ("cost, last to first", ""),
     "rush_per_s": ("single claims meanwhile", "/s"),
     "lag_p50_s": ("lag p50", "s"),
@@ -117,9 +134,22 @@ def render(report: Report, remarks: Mapping[str, str]) -> RenderableType:
     table.add_row("items", f"{size.items:,}", "", f"{size.people:,} people, {size.connections} connections")
     table.add_row("workers", str(size.workers), "", f"{size.processors} processors, {size.keys} keys")
     table.add_row("measured", _plain(size.seconds), "s", _versions(size))
+    storage: list[RenderableType] = [_storage(report.storage), ""] if report.storage else []
     wrong = [f"[red]wrong: {what}[/]" for what in report.wrong]
-    verdict = "[green]every win is durable, once; nothing oversold[/]" if report.correct else "[red]not correct[/]"
-    return Group(table, "", _targets(report), "", *wrong, verdict)
+    right = "every redemption is durable, once" if report.storage else "every win is durable, once; nothing oversold"
+    verdict = f"[green]{right}[/]" if report.correct else "[red]not correct[/]"
+    return Group(table, "", *storage, _targets(report), "", *wrong, verdict)
+
+
+def _storage(stored: Sequence[Stored]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("bytes of a voucher's life")
+    for head in ("issued", "redeemed", "both", "packed"):
+        table.add_column(head, justify="right")
+    for one in stored:
+        name = f"  {one.relation}" if one.is_index else one.relation
+        table.add_row(name, *(f"{figure:.1f}" for figure in (one.voucher, one.redemption, one.whole, one.packed)))
+    return table
 
 
 def _targets(report: Report) -> Table:

@@ -11,7 +11,7 @@ import os
 import secrets
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 from time import monotonic
@@ -35,6 +35,7 @@ from stack.bench.presign import SINGLE, Ground, Key, Signing, requests
 from stack.child import Child, Program
 from stack.enrol import enrol_partner
 from stack.errors import StackError
+from stack.new_city import BUCKETS
 from stack.ports import free_port
 from stack.running import HOST, Stack
 from stack.services import environment
@@ -66,8 +67,9 @@ class Durability(msgspec.Struct, frozen=True):
 class World:
     """Made by `open_world`."""
 
-    def __init__(self, stack: Stack, valkey: Redis, exits: AsyncExitStack, folder: Path) -> None:
+    def __init__(self, stack: Stack, valkey: Redis, exits: AsyncExitStack, folder: Path, buckets: int) -> None:
         self.stack = stack
+        self.buckets = buckets
         self.valkey = valkey
         self.folder = folder
         self._exits = exits
@@ -114,7 +116,7 @@ class World:
         only = campaign.rounds[0].stocks[0]
         async with self.connection("hanquan_operator") as conn:
             now = SystemClock().now()
-            await load_city(conn, buckets=2, shards=1)
+            await load_city(conn, buckets=self.buckets, shards=1)
             loaded = await load(conn, campaign, "made by ./hanquan bench", now=now)
             if isinstance(loaded, NotLoaded):
                 raise StackError(loaded.detail)
@@ -160,15 +162,20 @@ class World:
 
     # ------------------------------------------------------------ processes
 
-    @asynccontextmanager
-    async def workers(self, count: int) -> AsyncIterator[Workers]:
+    def workers(self, count: int) -> AbstractAsyncContextManager[Workers]:
         """Claim services that share one port."""
+        return self._services("issuer", "hanquan_issuer", count)
+
+    def tills(self, count: int) -> AbstractAsyncContextManager[Workers]:
+        """Checkout services that share one port."""
+        return self._services("redemption", "hanquan_redemption", count)
+
+    @asynccontextmanager
+    async def _services(self, module: str, role: str, count: int) -> AsyncIterator[Workers]:
         port = free_port()
         async with AsyncExitStack() as exits:
             children = [
-                await exits.enter_async_context(
-                    self._running(f"issuer-{n}", "issuer", self.env("hanquan_issuer", port))
-                )
+                await exits.enter_async_context(self._running(f"{module}-{n}", module, self.env(role, port)))
                 for n in range(count)
             ]
             yield Workers(port, [child.pid for child in children])
@@ -234,14 +241,14 @@ class World:
 
 
 @asynccontextmanager
-async def open_world(folder: Path) -> AsyncIterator[World]:
+async def open_world(folder: Path, *, buckets: int = BUCKETS) -> AsyncIterator[World]:
     """Starts the stores in a folder and stops them. The folder is left. StackError when own servers are named."""
     if named := [name for name in ("HANQUAN_POSTGRES_DSN", "HANQUAN_VALKEY_URL") if name in os.environ]:
         raise StackError(f"a bench measures stores that it starts itself; unset {' and '.join(named)}")
     async with Stack(folder / "data", services=()) as stack, AsyncExitStack() as exits:
         valkey = open_valkey(stack.valkey_url)
         exits.push_async_callback(valkey.aclose)
-        yield World(stack, valkey, exits, folder)
+        yield World(stack, valkey, exits, folder, buckets)
 
 
 def _campaign(run_id: str, quantity: int, rounds: int) -> Campaign:

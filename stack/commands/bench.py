@@ -1,4 +1,4 @@
-"""./hanquan bench: what the issuer does, beside the limit measured in the same run."""
+"""./hanquan bench: what issuer and checkout do, beside the limit measured in the same run."""
 
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -13,14 +13,20 @@ from cyclopts.validators import Number
 
 from kernel.signing import Algorithm
 from stack.bench import batch as batches
+from stack.bench import checkout as checkouts
 from stack.bench import claim as claims
 from stack.bench import drain as drains
 from stack.bench.phases import Tell
 from stack.bench.report import Report, render
 from stack.bench.world import World, open_world
 from stack.console import err, out, run
+from stack.new_city import BUCKETS
 
-app = App(name="bench", version_flags=(), help="Measure the issuer beside its limit, in one run, on durable stores.")
+app = App(
+    name="bench",
+    version_flags=(),
+    help="Measure issuer and checkout beside their limits, in one run, on durable stores.",
+)
 
 Seconds = Annotated[float, Parameter(validator=Number(gte=0.5, lte=120))]
 Connections = Annotated[int, Parameter(validator=Number(gte=1, lte=1_000))]
@@ -120,8 +126,51 @@ def drain(
     return _bench(lambda world, tell: drains.bench_drain(world, wish, tell), drains.REMARKS, json)
 
 
-def _bench(bench: Bench, remarks: Mapping[str, str], json: bool) -> int:
-    report = run(_in_a_world(bench))
+@app.command
+def checkout(
+    *,
+    vouchers: Annotated[int, Parameter(validator=Number(gte=1_000, lte=50_000_000))] = 3_000_000,
+    shops: Annotated[int, Parameter(validator=Number(gte=1, lte=100_000))] = 30_000,
+    seconds: Seconds = 5.0,
+    connections: Connections = 128,
+    pairs: Few = 3,
+    workers: Few = 1,
+    buckets: Few = BUCKETS,
+    json: Json = False,
+) -> int:
+    """Signed redemptions of many shops, beside the ledger's function called one sale a transaction.
+
+    First the table is filled. Then in turn, for so many seconds each: shops that are all alike, shops of
+    which few draw most customers (Zipf's law), the function alone from 64 clients. Then 60 % of the highest
+    rate on an open schedule. Storage is measured over a voucher's whole life, relation by relation.
+
+    Parameters
+    ----------
+    vouchers
+        How many the table holds.
+    shops
+        Merchants, each with a till and its key.
+    seconds
+        Length of one stretch.
+    connections
+        Connections of the load generator, one request under way on each.
+    pairs
+        How often the three are measured in turn; medians are told.
+    workers
+        Processes of the checkout service.
+    buckets
+        Into how many the city is cut; what a stack has unless told.
+    """
+    wish = checkouts.Wish(
+        vouchers=vouchers, shops=shops, seconds=seconds, connections=connections, pairs=pairs, workers=workers
+    )
+    return _bench(
+        lambda world, tell: checkouts.bench_checkout(world, wish, tell), checkouts.REMARKS, json, buckets=buckets
+    )
+
+
+def _bench(bench: Bench, remarks: Mapping[str, str], json: bool, *, buckets: int = BUCKETS) -> int:
+    report = run(_in_a_world(bench, buckets))
     if report is None:
         return 130
     if json:
@@ -131,9 +180,9 @@ def _bench(bench: Bench, remarks: Mapping[str, str], json: bool) -> int:
     return 0 if report.correct else 1
 
 
-async def _in_a_world(bench: Bench) -> Report:
+async def _in_a_world(bench: Bench, buckets: int) -> Report:
     with TemporaryDirectory(prefix="hanquan-bench-") as folder, _telling() as tell:
-        async with open_world(Path(folder)) as world:
+        async with open_world(Path(folder), buckets=buckets) as world:
             return await bench(world, tell)
 
 

@@ -1,9 +1,13 @@
 """Breaks a stack at random, under load, and holds what its clients were told against its books.
 
 wire.py     a TCP proxy that loses replies, holds them back and cuts connections
-crowd.py    clients that write down what they asked and what they were told
-books.py    what the books say of those claims: lost, doubled
-field.py    the stack that is broken: its stores, services, wires and crowd
-kinds.py    the faults, one function each
-issuer.py   rounds of faults against the claim service, and the report
+witness.py  what every crowd has: signed requests, and an eye for what may never be
+drill.py    rounds of faults, whoever is broken; report.py  what is told of them
+
+            the issuer                                      the checkout
+clients     crowd.py   people who claim                     tills.py       tills that redeem and refund (till_asks.py)
+books       books.py   lost, doubled                        till_books.py  the same of redemptions and refunds
+stack       field.py   stores, services, wires, crowd       town.py        the same with shops and a finance office
+faults      kinds.py   one function each                    till_kinds.py  one function each
+drill       issuer.py                                       checkout.py
 """

@@ -9,6 +9,7 @@ from issuer.record import request_key
 from kernel.codes import CodeBook
 from kernel.postgres import Connection
 from stack.faults.crowd import Ask
+from stack.faults.drill import Weighed
 
 _queries = sql.load("faults")
 
@@ -19,17 +20,6 @@ class Entry(NamedTuple):
     number: str
     person: str
     code: str
-
-
-class Weighed(NamedTuple):
-    """What does not agree, in words that find it."""
-
-    lost: list[str]
-    """Wins that were told and are not there, or not with that code."""
-    doubled: list[str]
-    """Numbers or people with more than one voucher."""
-    unasked: list[str]
-    """Vouchers of claims that nobody sent, or that were refused for good."""
 
 
 def weigh(asked: Mapping[str, Ask], won: Mapping[str, str], entries: Iterable[Entry]) -> Weighed:

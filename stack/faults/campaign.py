@@ -12,11 +12,11 @@ LARGE, SMALL = 2_000_000, 40
 SMALL_STOCKS_MAX = 64
 
 
-def make_campaign(now: datetime, rounds: int) -> Campaign:
-    """Open from `now` for a day. `rounds` of faults share the large stock, and each has a small one."""
-    opens_at = now.astimezone(CITY_ZONE)
+def make_campaign(opens_at: datetime, rounds: int, small: int = SMALL) -> Campaign:
+    """Open for a day. `rounds` of faults share the large stock, and each has one of `small` vouchers."""
+    opens_at = opens_at.astimezone(CITY_ZONE)
     closes_at = opens_at + timedelta(days=1)
-    stocks = tuple(_stock(name, quantity) for name, quantity in _quantities(rounds))
+    stocks = tuple(_stock(name, quantity) for name, quantity in _quantities(rounds, small))
     fund_fen = sum(stock.exposure_fen for stock in stocks)
     return Campaign(
         campaign_id=CAMPAIGN,
@@ -50,8 +50,8 @@ def stocks_of(turn: int) -> tuple[str, str]:
     return _stock_id("large"), _stock_id(f"small{turn % SMALL_STOCKS_MAX}")
 
 
-def _quantities(rounds: int) -> list[tuple[str, int]]:
-    return [("large", LARGE), *((f"small{turn}", SMALL) for turn in range(min(rounds, SMALL_STOCKS_MAX)))]
+def _quantities(rounds: int, small: int) -> list[tuple[str, int]]:
+    return [("large", LARGE), *((f"small{turn}", small) for turn in range(min(rounds, SMALL_STOCKS_MAX)))]
 
 
 def _stock_id(name: str) -> str:

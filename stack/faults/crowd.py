@@ -1,8 +1,6 @@
 """Clients who claim, come again when they are not sure, and write down everything they were told."""
 
 import asyncio
-import secrets
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from hashlib import sha256
@@ -11,22 +9,19 @@ from time import monotonic
 from typing import Any, NamedTuple
 
 import aiohttp
-import msgspec
 
 from kernel.clock import Clock
 from kernel.signing import Signer
 from stack.audit.clientlog import UNKNOWN, ClaimTold
+from stack.faults.witness import NO_ANSWER, UNSURE, Witness
 
-ANSWER_WITHIN_S = 8.0
-"""Deadlines of the service are shorter; whoever waits longer hangs."""
 TRIES_AT_ONCE = 3
 TRY_AGAIN_S = 0.05
 BATCH_MAX = 20
 RESOLVE_BATCH = 200
 RESOLVE_WITHIN_S = 20.0
-WRONG_SHOWN_MAX = 20
 
-OPEN = {UNKNOWN, "SYSTEM_BUSY", "SYSTEM_ERROR", "FREQUENCY_LIMITED", "NOT_STARTED", "PAUSED", "CONFIRMING"}
+OPEN = UNSURE | {"NOT_STARTED", "PAUSED"}
 """Outcomes after which a client sends the same request again."""
 
 
@@ -38,12 +33,10 @@ class Ask(NamedTuple):
     person: str
 
 
-class Crowd:
-    """Citizens of one platform. Each claim is signed, each goes to one of `addresses` (workers' base URLs).
+class Crowd(Witness):
+    """Citizens of one platform. Each claim is signed, each goes to one of `addresses`.
 
-    `won` (number to code), `asked` and `open` (not known yet, or to be sent again) are of the present round;
-    `wrong` counts what no client may ever see: a 500, another's reply, a hang, a 503 that does not say that
-    it is safe to ask again.
+    `won` (number to code), `asked` and `open` (not known yet, or to be sent again) are of the present round.
     """
 
     def __init__(
@@ -57,24 +50,17 @@ class Crowd:
         seed: int,
         write: Callable[[ClaimTold], None] = lambda told: None,
     ) -> None:
-        self._session = session
+        super().__init__(session, clock, addresses)
         self._signer = signer
-        self._clock = clock
         self._write = write
         self._random = Random(seed)
         self._seed = seed
-        self._turn = 0
         self._people = 0
         self._prefix = "r0"
-        self.addresses = addresses
         self.stocks = stocks
         self.asked: dict[str, Ask] = {}
         self.won: dict[str, str] = {}
         self.open: set[str] = set()
-        self.outcomes: Counter[str] = Counter()
-        self.wrong: list[str] = []
-        self.wrong_count = 0
-        self.slowest_s = 0.0
 
     def begin(self, round_no: int, stocks: Sequence[str]) -> None:
         """A new round with numbers of its own: what came before was settled."""
@@ -96,50 +82,33 @@ class Crowd:
         for ask in asks:
             self.asked[ask.number] = ask
             self.open.add(ask.number)
-        request_id = secrets.token_hex(8)
         started = monotonic()
         try:
-            replies = await self._send(asks, address or self.next_address(), request_id)
+            replies = await self._send(asks, address or self.next_address())
         except asyncio.CancelledError:
             self._hear_nothing(asks)
             raise
-        except (aiohttp.ClientError, TimeoutError, msgspec.DecodeError) as error:
-            if isinstance(error, TimeoutError):
-                self.complain(f"{asks[0].number}: no answer in {ANSWER_WITHIN_S:g} s")
+        except NO_ANSWER:
             self._hear_nothing(asks)
             return
         self.slowest_s = max(self.slowest_s, monotonic() - started)
         for ask, (status, body) in zip(asks, replies, strict=True):
             self._hear(ask, status, body)
 
-    async def _send(self, asks: Sequence[Ask], address: str, request_id: str) -> list[tuple[int, Any]]:
+    async def _send(self, asks: Sequence[Ask], address: str) -> list[tuple[int, Any]]:
         claims = [{"out_request_no": ask.number, "stock_id": ask.stock_id, "person_token": ask.person} for ask in asks]
         single = len(claims) == 1
-        path = "/v1/claims" if single else "/v1/claims:batch"
-        data = msgspec.json.encode(claims[0] if single else {"claims": claims})
-        header = self._signer.authorization(
-            "POST", path, data, timestamp_s=self._clock.now_ms() // 1000, nonce=secrets.token_hex(8)
-        )
-        headers = {"Authorization": header, "Content-Type": "application/json", "X-Request-Id": request_id}
-        timeout = aiohttp.ClientTimeout(total=ANSWER_WITHIN_S)
-        async with self._session.post(address + path, data=data, headers=headers, timeout=timeout) as response:
-            body = msgspec.json.decode(await response.read())
-            if response.headers.get("X-Request-Id") != request_id:
-                self.complain(f"{asks[0].number}: another request's reply")
-            if response.status == 503 and "Retry-After" not in response.headers:
-                self.complain(f"{asks[0].number}: a 503 without Retry-After")
-            if single or response.status != 200:
-                return [(response.status, body)] * len(asks)
-            return [(item["status"], item.get("claim") or item["problem"]) for item in body["results"]]
+        path, body = ("/v1/claims", claims[0]) if single else ("/v1/claims:batch", {"claims": claims})
+        heard = await self._post(self._signer, address, path, body, asks[0].number)
+        if single or heard.status != 200:
+            return [(heard.status, heard.body)] * len(asks)
+        return [(item["status"], item.get("claim") or item["problem"]) for item in heard.body["results"]]
 
     def _hear(self, ask: Ask, status: int, body: Any) -> None:
         if status == 200:
             self._hear_won(ask, body)
             return
-        outcome = str(body["code"])
-        if status == 500 or (status == 503 and body["retry"] != "SAFE"):
-            self.complain(f"{ask.number}: {status} {outcome}, retry {body['retry']}")
-        self._note(ask, outcome)
+        self._note(ask, self._code(status, body, ask.number))
 
     def _hear_won(self, ask: Ask, body: Any) -> None:
         code = str(body["voucher_code"])
@@ -167,17 +136,6 @@ class Crowd:
                 voucher_code=code,
             )
         )
-
-    def complain(self, what: str) -> None:
-        """Counts something that may never be, and shows it if it is among the first."""
-        self.wrong_count += 1
-        if len(self.wrong) < WRONG_SHOWN_MAX:
-            self.wrong.append(what)
-
-    def next_address(self) -> str:
-        """The workers in turn, as a proxy in front of them would."""
-        self._turn += 1
-        return self.addresses[self._turn % len(self.addresses)]
 
     # ------------------------------------------------------------ how people behave
 

@@ -7,7 +7,7 @@ async with open_field(folder, Size(rounds=10, workers=2, shards=2, seed=7)) as f
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +29,7 @@ from kernel.errors import StoreDown
 from kernel.signing import Algorithm, Signer
 from kernel.valkey import open_valkey
 from stack.audit.claim_store import read_log_ends, wait_drained
-from stack.audit.clientlog import ClaimTold
+from stack.audit.clientlog import Told
 from stack.data_folder import DataFolder, Secrets
 from stack.enrol import enrol_partner
 from stack.errors import StackError
@@ -59,13 +59,13 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Field:
-    """A running stack with its crowd. `valkey` and `postgres` are the services' wires to the stores."""
+class Wired:
+    """A running stack. `valkey` and `postgres` are its `workers`' wires to the stores, `role` what they are there."""
 
     stack: Stack
     valkey: Wire
     postgres: Wire
-    crowd: Crowd
+    role: str
     codes: CodeBook
     workers: Sequence[str]
     log: Path
@@ -85,17 +85,6 @@ class Field:
         finally:
             await client.aclose()
 
-    async def recovered(self, since: float) -> float:
-        """Seconds from `since` (monotonic) until every worker granted a new claim and the drain carried over all
-        that stood in the log by then. RECOVERED_WITHIN_S when it takes longer."""
-        try:
-            async with asyncio.timeout(RECOVERED_WITHIN_S):
-                await asyncio.gather(*(self._serves(address) for address in self.crowd.addresses))
-                await self._catches_up()
-        except TimeoutError:
-            return RECOVERED_WITHIN_S
-        return round(monotonic() - since, 3)
-
     async def caught_up(self) -> bool:
         """Waits until the drain carried over all that stands in the log now; False when it takes too long."""
         try:
@@ -104,10 +93,6 @@ class Field:
         except TimeoutError:
             return False
         return True
-
-    async def _serves(self, address: str) -> None:
-        while not await self.crowd.probe(address):
-            await asyncio.sleep(PROBE_EVERY_S)
 
     async def _catches_up(self) -> None:
         while True:
@@ -126,20 +111,43 @@ class Field:
             conn.terminate()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Field(Wired):
+    """A stack whose claim service is broken, with its crowd."""
+
+    crowd: Crowd
+
+    async def recovered(self, since: float) -> float:
+        """Seconds from `since` (monotonic) until every worker granted a new claim and the drain carried over all
+        that stood in the log by then. RECOVERED_WITHIN_S when it takes longer."""
+        try:
+            async with asyncio.timeout(RECOVERED_WITHIN_S):
+                await asyncio.gather(*(serves(self.crowd.probe, address) for address in self.crowd.addresses))
+                await self._catches_up()
+        except TimeoutError:
+            return RECOVERED_WITHIN_S
+        return round(monotonic() - since, 3)
+
+
+async def serves(probe: Callable[[str], Awaitable[bool]], address: str) -> None:
+    """Returns once a worker does what it is there for."""
+    while not await probe(address):
+        await asyncio.sleep(PROBE_EVERY_S)
+
+
 @asynccontextmanager
 async def open_field(folder: Path, size: Size) -> AsyncIterator[Field]:
     """A stack of its own in `folder`, with a campaign that is open and a crowd that knows its key.
 
     Raises StackError, also where the environment names stores that are not ours to break.
     """
-    if named := {"HANQUAN_POSTGRES_DSN", "HANQUAN_VALKEY_URL"} & os.environ.keys():
-        raise StackError(f"{' and '.join(sorted(named))} must not be set: faults break only stores of their own")
+    refuse_stores_of_others()
     data = DataFolder(folder / "data")
     signer = await _found(data, size)
     async with AsyncExitStack() as exits:
         valkey = await exits.enter_async_context(wire_to(lambda: stack.valkey_url))
         postgres = await exits.enter_async_context(wire_to(lambda: stack.dsn(ROLE)))
-        settings = _by_wire(data.secrets(), valkey, postgres)
+        settings = by_wire(data.secrets(), ROLE, valkey, postgres)
         stack = Stack(data.path, services=_services(size.workers), settings=settings)
         await exits.enter_async_context(stack)
         session = await exits.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))
@@ -148,14 +156,15 @@ async def open_field(folder: Path, size: Size) -> AsyncIterator[Field]:
         workers = [service.name for service in _services(size.workers) if service.module == "issuer"]
         addresses = [stack.addresses[name] for name in workers]
         crowd = Crowd(
-            session, signer, SystemClock(), addresses, stocks_of(0), seed=size.seed, write=partial(_write, lines)
+            session, signer, SystemClock(), addresses, stocks_of(0), seed=size.seed, write=partial(write_told, lines)
         )
         field = Field(
             stack=stack,
             valkey=valkey,
             postgres=postgres,
+            role=ROLE,
             crowd=crowd,
-            codes=CodeBook({int(no): bytes.fromhex(key) for no, key in data.secrets().code_keys.items()}),
+            codes=code_book(data.secrets()),
             workers=workers,
             log=log,
             lines=lines,
@@ -164,8 +173,20 @@ async def open_field(folder: Path, size: Size) -> AsyncIterator[Field]:
         yield field
 
 
-def _write(lines: BinaryIO, told: ClaimTold) -> None:
+def refuse_stores_of_others() -> None:
+    """StackError where the environment names stores that are not ours to break."""
+    if named := {"HANQUAN_POSTGRES_DSN", "HANQUAN_VALKEY_URL"} & os.environ.keys():
+        raise StackError(f"{' and '.join(sorted(named))} must not be set: faults break only stores of their own")
+
+
+def write_told(lines: BinaryIO, told: Told) -> None:
+    """One line of the clients' log."""
     lines.write(msgspec.json.encode(told) + b"\n")
+
+
+def code_book(secrets: Secrets) -> CodeBook:
+    """The city's voucher codes."""
+    return CodeBook({int(no): bytes.fromhex(key) for no, key in secrets.code_keys.items()})
 
 
 async def _found(data: DataFolder, size: Size) -> Signer:
@@ -190,11 +211,12 @@ def _services(workers: int) -> tuple[Service, ...]:
     return (Service("drain", "issuer.drain", ROLE, 0), *issuers)
 
 
-def _by_wire(secrets: Secrets, valkey: Wire, postgres: Wire) -> dict[str, str]:
-    password = quote(secrets.role_passwords[ROLE], safe="")
+def by_wire(secrets: Secrets, role: str, valkey: Wire, postgres: Wire) -> dict[str, str]:
+    """The settings of a service that reaches its stores by way of these wires."""
+    password = quote(secrets.role_passwords[role], safe="")
     return {
         "HANQUAN_VALKEY_URL": f"redis://:{secrets.valkey_password}@127.0.0.1:{valkey.port}/0",
-        "HANQUAN_POSTGRES_DSN": f"postgresql://{ROLE}:{password}@127.0.0.1:{postgres.port}/{DATABASE}",
+        "HANQUAN_POSTGRES_DSN": f"postgresql://{role}:{password}@127.0.0.1:{postgres.port}/{DATABASE}",
     }
 
 

@@ -6,14 +6,15 @@ import asyncio
 import os
 import resource
 import signal
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from random import Random
 from time import monotonic
 
 from stack import leftovers
-from stack.faults.field import Field
+from stack.family import family_of
+from stack.faults.field import Field, Wired
 from stack.faults.wire import Where, Wire
 
 Fault = Callable[[Field, Random], Awaitable[float | None]]
@@ -27,7 +28,7 @@ LOOK_S = 0.005
 
 async def reply_lost(field: Field, random: Random) -> float | None:
     """Valkey decides claims, and its reply never arrives."""
-    return await _lose_replies(field.valkey, b"EVALSHA", random.randint(1, 4))
+    return await lose_replies(field.valkey, b"EVALSHA", random.randint(1, 4))
 
 
 async def client_gone(field: Field, random: Random) -> float | None:
@@ -47,7 +48,7 @@ async def pool_full(field: Field, random: Random) -> float:
     return monotonic()
 
 
-async def connections_reset(field: Field, random: Random) -> float:
+async def connections_reset(field: Wired, random: Random) -> float:
     """Every connection to both stores is reset, several times."""
     for _ in range(random.randint(1, 4)):
         field.valkey.cut()
@@ -56,37 +57,37 @@ async def connections_reset(field: Field, random: Random) -> float:
     return monotonic()
 
 
-async def postgres_stopped(field: Field, random: Random) -> float:
+async def postgres_stopped(field: Wired, random: Random) -> float:
     """PostgreSQL with all its processes stands still for a while."""
     family = [*family_of(field.stack.pid("postgres"))]
     for pid in family:
-        _send(pid, signal.SIGSTOP)
+        send(pid, signal.SIGSTOP)
     try:
         await asyncio.sleep(random.uniform(0.3, 1.5))
     finally:
         for pid in reversed(family):
-            _send(pid, signal.SIGCONT)
+            send(pid, signal.SIGCONT)
     return monotonic()
 
 
-async def backend_killed(field: Field, random: Random) -> float | None:
-    """One backend of the issuer's is killed: PostgreSQL breaks off all others and recovers."""
-    backends = [pid for pid in family_of(field.stack.pid("postgres")) if "hanquan_issuer" in _title(pid)]
+async def backend_killed(field: Wired, random: Random) -> float | None:
+    """One backend of the workers' is killed: PostgreSQL breaks off all others and recovers."""
+    backends = [pid for pid in family_of(field.stack.pid("postgres")) if field.role in _title(pid)]
     if not backends:
         return None
-    _send(random.choice(backends), signal.SIGKILL)
+    send(random.choice(backends), signal.SIGKILL)
     return monotonic()
 
 
 async def commit_reply_lost(field: Field, random: Random) -> float | None:
     """PostgreSQL commits what the drain carried over, and its reply never arrives."""
-    return await _lose_replies(field.postgres, b"COMMIT", random.randint(1, 3))
+    return await lose_replies(field.postgres, b"COMMIT", random.randint(1, 3))
 
 
-async def valkey_killed(field: Field, random: Random) -> float:
+async def valkey_killed(field: Wired, random: Random) -> float:
     """Valkey is killed, once or twice."""
     for _ in range(random.randint(1, 2)):
-        _send(field.stack.pid("valkey"), signal.SIGKILL)
+        send(field.stack.pid("valkey"), signal.SIGKILL)
         await asyncio.sleep(random.uniform(0, 0.4))
     return monotonic()
 
@@ -106,12 +107,12 @@ async def disk_full(field: Field, random: Random) -> float | None:
     return monotonic() if leftovers.start_ticks(pid) != started else None
 
 
-async def worker_killed(field: Field, random: Random) -> float:
+async def worker_killed(field: Wired, random: Random) -> float:
     """One of the workers is killed."""
     return await _end(field, random.choice(field.workers), signal.SIGKILL)
 
 
-async def worker_stopped(field: Field, random: Random) -> float:
+async def worker_stopped(field: Wired, random: Random) -> float:
     """One of the workers is asked to stop in the middle of the rush."""
     return await _end(field, random.choice(field.workers), signal.SIGTERM)
 
@@ -123,11 +124,11 @@ async def drain_killed(field: Field, random: Random) -> float | None:
 
     def kill() -> bool:
         killed.append(monotonic())
-        _send(field.stack.pid("drain"), signal.SIGKILL)
+        send(field.stack.pid("drain"), signal.SIGKILL)
         return moment == "in"
 
     field.postgres.trap(Where.REPLY_TO if moment == "after" else Where.REQUEST, b"COMMIT", kill)
-    await _sprung(field.postgres)
+    await sprung(field.postgres)
     return killed[0] if killed else None
 
 
@@ -151,36 +152,32 @@ FAULTS: Mapping[str, Fault] = {
 """By name, as reports name them."""
 
 
-def choose(seed: int, rounds: int) -> list[tuple[str, ...]]:
+def choose(
+    seed: int, rounds: int, names: Sequence[str] = tuple(FAULTS), alone: Collection[str] = ()
+) -> list[tuple[str, ...]]:
     """Which faults each round gets; the same for the same seed. Every fault comes before any comes again; one
-    round in four has a second one at the same time."""
+    round in four has a second one at the same time, except where one must be `alone`."""
     random, bag, chosen = Random(seed), list[str](), list[tuple[str, ...]]()
     for _ in range(rounds):
         if not bag:
-            bag = random.sample(list(FAULTS), len(FAULTS))
+            bag = random.sample(list(names), len(names))
         first = bag.pop()
-        others = [name for name in FAULTS if name != first]
-        chosen.append((first, random.choice(others)) if random.random() < 0.25 else (first,))
+        others = [name for name in names if name not in {first, *alone}]
+        paired = random.random() < 0.25 and first not in alone
+        chosen.append((first, random.choice(others)) if paired else (first,))
     return chosen
 
 
-def family_of(pid: int) -> Iterator[int]:
-    """A process and all below it."""
-    yield pid
-    with suppress(OSError):
-        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split():
-            yield from family_of(int(child))
-
-
-async def _lose_replies(wire: Wire, request: bytes, times: int) -> float | None:
+async def lose_replies(wire: Wire, request: bytes, times: int) -> float | None:
+    """Loses the replies to so many requests that hold these bytes; None when none came."""
     before = wire.sprung
     for _ in range(times):
         wire.lose_reply_to(request)
-        await _sprung(wire)
+        await sprung(wire)
     return monotonic() if wire.sprung > before else None
 
 
-async def _sprung(wire: Wire) -> None:
+async def sprung(wire: Wire) -> None:
     """Waits until the traps of a wire closed; those that did not are taken back."""
     deadline = monotonic() + SPRUNG_WITHIN_S
     while wire.armed and monotonic() < deadline:
@@ -188,16 +185,17 @@ async def _sprung(wire: Wire) -> None:
     wire.disarm()
 
 
-async def _end(field: Field, name: str, signal_number: signal.Signals) -> float:
+async def _end(field: Wired, name: str, signal_number: signal.Signals) -> float:
     """Ends a process and waits until it is gone; the moment of the signal."""
     pid, at = field.stack.pid(name), monotonic()
-    _send(pid, signal_number)
+    send(pid, signal_number)
     while field.stack.pid(name) == pid and monotonic() < at + GONE_WITHIN_S:
         await asyncio.sleep(LOOK_S)
     return at
 
 
-def _send(pid: int, signal_number: signal.Signals) -> None:
+def send(pid: int, signal_number: signal.Signals) -> None:
+    """A signal to a process that may be gone."""
     with suppress(ProcessLookupError):
         os.kill(pid, signal_number)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from statistics import median
+from typing import Self
 
 import msgspec
 from rich.console import Group, RenderableType
@@ -23,8 +24,9 @@ class Report(msgspec.Struct, kw_only=True):
     """A whole drill. `holds` is what counts.
 
     faults      how often each took effect; `missed` how often one did not
-    lost        wins that clients were told and that the books do not hold as told
-    doubled     numbers or people with more than one voucher
+    acknowledged   what clients were told was done: claims won, or redemptions and refunds
+    lost        of these, what the books do not hold as told
+    doubled     what the books hold twice: a number, a person with two vouchers, a voucher used twice
     violations  everything that may not be, these two among it
     outcomes    answers by code; UNKNOWN where none came
     """
@@ -61,6 +63,11 @@ class Report(msgspec.Struct, kw_only=True):
         counts = self.faults if took_effect else self.missed
         counts[name] = counts.get(name, 0) + 1
 
+    def over(self, seed: int, rounds: int, elapsed_s: float) -> Self:
+        """The report of a drill that has ended."""
+        self.seed, self.rounds, self.elapsed_s = seed, rounds, round(elapsed_s, 1)
+        return self
+
     def note_recovery(self, by_fault: Mapping[str, Sequence[float]], rounds_s: Sequence[float]) -> None:
         """Sums up recoveries: by fault, and of all rounds."""
         self.recovery_s_p50 = round(median(rounds_s), 3)
@@ -83,7 +90,7 @@ def render(report: Report) -> RenderableType:
     table.add_row("all", f"{report.rounds:,} rounds", f"{report.recovery_s_p50:.2f}", f"{report.recovery_s_max:.2f}")
     unknown = sum(report.outcomes.get(code, 0) for code in ("UNKNOWN", "SYSTEM_BUSY"))
     sums = Text(
-        f"\n{report.acknowledged:,} wins acknowledged, {report.lost:,} lost, {report.doubled:,} doubled, "
+        f"\n{report.acknowledged:,} acknowledged, {report.lost:,} lost, {report.doubled:,} doubled, "
         f"{report.violations:,} violations; {unknown:,} answers left a client unsure; "
         f"{report.examined:,} rows and records examined; seed {report.seed}, {report.elapsed_s:,.0f} s",
         style="green" if report.holds else "bold red",

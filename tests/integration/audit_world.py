@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import TypeVar
 
+import msgspec
+
 import sql
 from issuer.carry import hash_of
 from issuer.record import request_key
@@ -18,8 +20,9 @@ from kernel.clock import business_day
 from kernel.ids import pack_voucher_id
 from kernel.partitions import bucket_of, partition_of
 from kernel.postgres import Connection, Pool
-from redemption.ledger import Ledger, TakeBack, Use, each_bucket
-from redemption.numbers import Number, Scope, body_hash, number_key
+from redemption.ledger import HoldEnd, Ledger, TakeBack, Use, each_bucket
+from redemption.numbers import Number, Scope, body_hash
+from redemption.numbers import number as till_number
 from redemption.reconciliation.flow_file import read_flow_file, write_flow_file
 from redemption.reconciliation.our_flow import our_flow
 from redemption.reconciliation.reconcile import reconcile
@@ -126,6 +129,7 @@ async def found(connection: Connection, shards: int = 1) -> None:
         " VALUES ('wuhan-2020', '武汉', 'Wuhan', 1000000, 'campaign: wuhan-2020', $1)",
         at(1, 0),
     )
+    await connection.execute("INSERT INTO redeem_cap VALUES (1, 'CAMPAIGN', false, 1000000)")
     for number, day in ((1, 19), (2, 26)):
         await connection.execute(
             "INSERT INTO round VALUES ($1, 1, $2, $3, $4, 200000, 2, 9)", number, f"r{number}", at(day, 4), at(day, 10)
@@ -233,66 +237,114 @@ class _Till:
     async def redeem(
         self, stock: Stock, people: Sequence[int], moment: datetime, *, merchant_no: int = 0, again: str = ""
     ) -> None:
-        uses = [use_of(stock, number, merchant_no, again) for number in people]
-        await self._ledger.take([number for use in uses for number in numbers_of(use)], BUCKETS)
+        uses = [use_of(stock, number, moment, merchant_no, again) for number in people]
+        numbers = [sent for use in uses for sent in numbers_of(use) if sent.home(BUCKETS) != bucket(use.voucher_id)]
+        assert not any(await self._ledger.register(numbers, 0, BUCKETS))
 
-        async def book(part: Sequence[Use], in_bucket: int) -> None:
-            booked = await self._ledger.redeem(part, in_bucket, moment, business_day(moment))
-            assert {outcome for outcome, _ in booked} == {"REDEEMED"}
+        async def book(part: Sequence[Use], in_bucket: int) -> list[str]:
+            return [outcome for outcome, _, _ in await self._ledger.redeem(part, in_bucket, moment, 0)]
 
-        await each_bucket(uses, lambda use: bucket(use.voucher_id), book)
+        assert {*await each_bucket(uses, lambda use: bucket(use.voucher_id), book)} == {"DONE"}
 
     async def refund(self, stock: Stock, people: Sequence[int], moment: datetime, *, merchant_no: int = 0) -> None:
-        backs = [refund_of(use_of(stock, number, merchant_no)) for number in people]
-        await self._ledger.take([refund_number(back) for back in backs], BUCKETS)
+        backs = [refund_of(use_of(stock, number, moment, merchant_no), stock) for number in people]
+        assert not any(await self._ledger.register([refund_number(back) for back in backs], 0, BUCKETS))
 
-        async def book(part: Sequence[TakeBack], in_bucket: int) -> None:
+        async def book(part: Sequence[TakeBack], in_bucket: int) -> list[str]:
             booked = await self._ledger.refund(part, in_bucket, moment, business_day(moment))
-            assert {outcome for outcome, _, _ in booked} == {"REFUNDED"}
+            return [outcome for outcome, _, _, _ in booked]
 
-        await each_bucket(backs, lambda back: bucket(back.voucher_id), book)
+        assert {*await each_bucket(backs, lambda back: bucket(back.voucher_id), book)} == {"DONE"}
+
+    async def hold(self, stock: Stock, person_no: int, moment: datetime, *, is_confirmed: bool) -> None:
+        """Holds a voucher, and ends the hold a minute later."""
+        used = use_of(stock, person_no, moment)
+        home, later = bucket(used.voucher_id), moment + timedelta(minutes=1)
+        hold_no, use_no, stop_no = f"hold-{person_no}", used.request_no, f"cancel-{person_no}"
+        held, scope = till_number(Scope.HOLD, used.merchant_no, hold_no), Scope.USE if is_confirmed else Scope.CANCEL
+        ended = till_number(scope, used.merchant_no, use_no if is_confirmed else stop_no)
+        hashes = used.body_hash, body_hash(hold_no)
+        numbers = [
+            sent._replace(body_hash=hashed, voucher_id=used.voucher_id)
+            for sent, hashed in ((held, hashes[0]), (numbers_of(used)[1], 0), (ended, hashes[1]))
+            if sent.home(BUCKETS) != home or sent.scope is Scope.CANCEL
+        ]
+        assert not any(await self._ledger.register(numbers, 0, BUCKETS))
+        wish = msgspec.structs.replace(
+            used, request_no=hold_no, request_key=held.key, expires_at=later + timedelta(hours=1)
+        )
+        wish = msgspec.structs.replace(wish, is_use_here=held.home(BUCKETS) == home)
+        assert [each[0] for each in await self._ledger.redeem([wish], home, moment, 0)] == ["DONE"]
+        end = HoldEnd(
+            voucher_id=used.voucher_id,
+            merchant_no=used.merchant_no,
+            hold_request_no=hold_no,
+            use_request_no=use_no if is_confirmed else None,
+            cancel_request_no=None if is_confirmed else stop_no,
+            request_key=ended.key,
+            body_hash=hashes[1],
+            is_use_here=is_confirmed and ended.home(BUCKETS) == home,
+        )
+        told = await self._ledger.end_holds([end], home, later, business_day(later), 0)
+        assert [outcome for outcome, _ in told] == ["DONE"]
 
 
-def use_of(stock: Stock, number: int, merchant_no: int = 0, again: str = "") -> Use:
+def use_of(stock: Stock, person_no: int, moment: datetime, merchant_no: int = 0, again: str = "") -> Use:
     """A person's voucher at the till of the stock's usual merchant, or of another."""
-    merchant = merchant_no or stock.merchant_no
+    merchant, voucher_id = merchant_no or stock.merchant_no, voucher_of(stock, person_no)
+    use_no = f"use-{stock.stock_no}-{person_no}{again}"
+    order_no = f"order-{stock.stock_no}-{person_no}{again}"
+    use, order = till_number(Scope.USE, merchant, use_no), till_number(Scope.ORDER, merchant, order_no)
     return Use(
-        voucher_id=voucher_of(stock, number),
+        voucher_id=voucher_id,
         stock_no=stock.stock_no,
         merchant_no=merchant,
         terminal_no=merchant,
         bill_fen=BILL_FEN,
         subsidy_fen=FUNDED_FEN,
-        use_request_no=f"use-{stock.stock_no}-{number}{again}",
-        order_no=f"order-{stock.stock_no}-{number}{again}",
+        request_no=use_no,
+        order_no=order_no,
+        expires_at=None,
+        request_key=use.key,
+        order_key=order.key,
+        body_hash=body_hash(voucher_id, order_no, BILL_FEN),
+        is_use_here=use.home(BUCKETS) == bucket(voucher_id),
+        is_order_here=order.home(BUCKETS) == bucket(voucher_id),
+        taken_at=moment,
+        taken_on=business_day(moment),
+        is_offline=False,
     )
 
 
 def numbers_of(use: Use) -> list[Number]:
-    """What a redemption registers."""
-    key = number_key(Scope.USE, use.merchant_no, use.use_request_no)
-    order = number_key(Scope.ORDER, use.merchant_no, use.order_no)
+    """What a redemption is sent with."""
+    merchant_no, voucher_id = use.merchant_no, use.voucher_id
     return [
-        Number(key, body_hash(use.voucher_id, use.order_no, use.bill_fen), use.voucher_id),
-        Number(order, body_hash(key, use.voucher_id), use.voucher_id),
+        till_number(Scope.USE, merchant_no, use.request_no, body_hash=use.body_hash, voucher_id=voucher_id),
+        till_number(Scope.ORDER, merchant_no, use.order_no, voucher_id=voucher_id),
     ]
 
 
-def refund_of(use: Use) -> TakeBack:
-    """The refund of a redemption."""
+def refund_of(use: Use, stock: Stock) -> TakeBack:
+    """The refund of a redemption, in full."""
     return TakeBack(
         voucher_id=use.voucher_id,
         merchant_no=use.merchant_no,
-        use_request_no=use.use_request_no,
-        refund_request_no=use.use_request_no.replace("use", "refund"),
+        use_request_no=use.request_no,
+        refund_request_no=use.request_no.replace("use", "refund"),
         refund_fen=use.bill_fen - FACE_FEN,
+        subsidy_fen=use.subsidy_fen,
+        is_restored=stock != MALL,
+        refunds=0,
     )
 
 
 def refund_number(back: TakeBack) -> Number:
     """What a refund registers."""
-    key = number_key(Scope.REFUND, back.merchant_no, back.refund_request_no)
-    return Number(key, body_hash(back.use_request_no, back.refund_fen), back.voucher_id)
+    sent = body_hash(back.use_request_no, back.refund_fen)
+    return till_number(
+        Scope.REFUND, back.merchant_no, back.refund_request_no, body_hash=sent, voucher_id=back.voucher_id
+    )
 
 
 async def _first_days(pool: Pool, till: _Till) -> None:
@@ -306,7 +358,8 @@ async def _first_days(pool: Pool, till: _Till) -> None:
         await _settle_first_day(connection)
     await till.redeem(DINING, [0], at(20, 5), again="-again")
     await till.refund(DINING, [6, 7], at(20, 6), merchant_no=REFUNDER)
-    await till.redeem(MALL, [14], at(20, 7))
+    await till.hold(MALL, 14, at(20, 7), is_confirmed=True)
+    await till.hold(MALL, 15, at(20, 7), is_confirmed=False)
 
 
 async def _settle_first_day(connection: Connection) -> None:

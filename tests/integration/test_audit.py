@@ -129,19 +129,25 @@ LIES = [
         f"INSERT INTO redemption SELECT voucher_id, subsidy_fen, bill_fen, redeemed_at, stock_no, merchant_no,"
         f" terminal_no, booked_on, bucket, 2, 'use-twice', 'order-twice' FROM redemption"
         f" WHERE voucher_id = {USED_SECOND}",
-        f"voucher {USED_SECOND}: 2 uses, last attempt 2, 2 of them not given back",
-        also=("A3j",),
+        f"voucher {USED_SECOND}: 2 attempts, the last is 2, 2 of them not given back",
+        also=("A2d", "A3j"),
     ),
     Lie(
         "A3a",
         f"UPDATE redemption SET attempt = 2 WHERE voucher_id = {USED_SECOND}",
-        f"voucher {USED_SECOND}: 1 uses, last attempt 2",
+        f"voucher {USED_SECOND}: 1 attempts, the last is 2",
+        also=("A2d",),
     ),
+    Lie("A2d", "INSERT INTO redeem_cap VALUES (1, 'MONTH', true, 1999)", "in campaign 1, MONTH limit 1999"),
+    Lie("A2d", "DELETE FROM person_use", "counted for no cap"),
+    Lie("A3k", "DELETE FROM hold_end WHERE outcome = 'CONFIRMED'", "never ended, redemption use-2-14"),
+    Lie("A3k", "UPDATE hold_end SET ended_at = ended_at + interval '1 day'", "CONFIRMED, redemption use-2-14"),
+    Lie("A3k", "UPDATE hold SET bill_fen = bill_fen + 1", "CONFIRMED, redemption use-2-14", also=("A3j",)),
     Lie(
         "A3b",
         f"UPDATE redemption SET voucher_id = voucher_id + 90 WHERE voucher_id = {USED_SECOND}",
         f"redemption {USED_SECOND + 90}/1 at merchant 1: voucher of stock none",
-        also=("A3j",),
+        also=("A2d", "A3j"),
     ),
     Lie(
         "A3c",
@@ -178,13 +184,15 @@ LIES = [
     Lie(
         "A3h",
         f"UPDATE refund SET refund_fen = 4501 WHERE voucher_id = {voucher_of(SECOND, 20)}",
-        f"refund {voucher_of(SECOND, 20)}/1 at merchant 1: subsidy 1800 fen of 1800, cash 4501 fen of a bill of 6500",
+        f"refund {voucher_of(SECOND, 20)}/1/1 at merchant 1: subsidy 1800 fen, in all 1800 of 1800, cash 4501 fen"
+        ", in all 4501 of 4500",
         also=("A3j",),
     ),
     Lie(
         "A3h",
         f"UPDATE refund SET credit = 'RETURNED' WHERE voucher_id = {voucher_of(SECOND, 20)}",
-        f"refund {voucher_of(SECOND, 20)}/1 at merchant 1: subsidy 1800 fen of 1800, cash 4500 fen of a bill of 6500",
+        f"refund {voucher_of(SECOND, 20)}/1/1 at merchant 1: subsidy 1800 fen, in all 1800 of 1800, cash 4500 fen"
+        ", in all 4500 of 4500",
     ),
     Lie(
         "A3i",
@@ -195,7 +203,7 @@ LIES = [
     Lie(
         "A3j",
         f"DELETE FROM request_number WHERE voucher_id = {USED_SECOND}",
-        f"merchant 1, use number use-4-21: voucher {USED_SECOND}",
+        f"merchant 1, order number order-4-21: voucher {USED_SECOND}",
     ),
     Lie(
         "A3j",

@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 
 from kernel.signing import Algorithm
-from stack.bench import batch, claim, drain
+from stack.bench import batch, checkout, claim, drain
 from stack.bench.generator import Rush, run_rush
 from stack.bench.presign import LENGTH_BYTES, Ground
 from stack.bench.report import Report
@@ -73,7 +73,43 @@ async def test_bench_drain(world: World) -> None:
     assert report.lag_p99_s and report.lag_p99_s * 1000 == pytest.approx(report.p99_ms, abs=0.1)
 
 
+SMALL_CHECKOUT = checkout.Wish(vouchers=8_000, shops=40, seconds=0.3, connections=8, pairs=1, clients=4)
+
+
+async def test_bench_checkout(world: World) -> None:
+    report = await checkout.bench_checkout(world, SMALL_CHECKOUT, say_nothing)
+    keys = {"cpu_us_redemption", "cpu_us_postgres", "open_rate_per_s", "hot_ratio", "ledger_only_per_s"}
+    check_basics(report, keys | {"bytes_per_voucher", "bytes_per_voucher_packed", "fill_s"})
+    assert report.size.people == 8_000
+    told = {stored.relation: stored for stored in report.storage}
+    assert told["voucher"].voucher > 60 and told["redemption"].redemption > 0
+    assert told["voucher_pkey"].is_index and told["voucher_pkey"].packed <= told["voucher_pkey"].whole
+    assert report.bytes_per_voucher == pytest.approx(sum(each.whole for each in report.storage), abs=5)
+
+
 # ---------------------------------------------------------------- what they notice
+
+
+async def test_a_redemption_that_is_not_there_makes_a_run_wrong(world: World) -> None:
+    """A trigger drops redemptions of some vouchers after their tills were told."""
+    await stores.command(
+        world.stack.dsn(),
+        """CREATE FUNCTION lose() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+           CREATE TRIGGER lose BEFORE INSERT ON redemption FOR EACH ROW
+           WHEN (NEW.voucher_id & 7 = 3) EXECUTE FUNCTION lose()""",
+    )
+    try:
+        report = await checkout.bench_checkout(world, SMALL_CHECKOUT, say_nothing)
+    finally:
+        await stores.command(world.stack.dsn(), "DROP FUNCTION lose CASCADE")
+    assert not report.correct
+    assert any("redemptions were told, " in what for what in report.wrong), report.wrong
+
+
+async def test_too_few_vouchers_are_told(world: World) -> None:
+    wish = checkout.Wish(vouchers=300, shops=2, seconds=0.2, connections=2, pairs=1, clients=4)
+    with pytest.raises(StackError, match="300 vouchers are too few"):
+        await checkout.bench_checkout(world, wish, say_nothing)
 
 
 async def test_refusals_and_a_lost_voucher_make_a_run_wrong(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

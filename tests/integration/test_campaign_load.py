@@ -12,6 +12,7 @@ from issuer.campaign.catalogue import read_catalogue
 from issuer.campaign.load import City, LoadedCampaign, LoadRefusal, NotLoaded, load, load_city
 from issuer.campaign.model import Campaign
 from issuer.campaign.shipped import shipped_document
+from redemption.offers import Offer, split
 from tests.small_campaign import SMALL, read, small
 from tests.stores import Database
 
@@ -165,10 +166,10 @@ async def test_rounds_run_out_of_numbers(database: Database) -> None:
 
 async def test_a_load_that_breaks_off_leaves_nothing(database: Database) -> None:
     campaign = read(SMALL)
-    await database.pool.execute("CREATE TABLE voucher_r2 ()")  # storage of the second round cannot be made
+    await database.pool.execute("ALTER TABLE transfer ADD CHECK (kind <> 'FUND')")  # the last step cannot be made
     before = await counts(database)
     async with database.connection(OPERATOR) as operator:
-        with pytest.raises(asyncpg.DuplicateTableError):
+        with pytest.raises(asyncpg.CheckViolationError):
             await load(operator, campaign, SMALL, now=NOW)
     assert await counts(database) == before
 
@@ -221,6 +222,86 @@ async def test_limits_groups_packs_and_stages_are_what_the_file_says(database: D
         for each in campaign.rounds
         for stage in each.stages
     ]
+
+
+TILL = (
+    ("validity: {days: 7}", "validity: {days_after_claim: 3}"),
+    (
+        "offer: {minimum",
+        "redeem_caps:\n  - {period: month, face: 100, per_partner: yes}\n  - {period: campaign, face: 200}\n"
+        "scopes:\n  - {id: old-town, districts: [hankou, wuchang]}\n"
+        "  - {id: two-shops, merchants: [NOODLES, EMPORIUM]}\n"
+        "offer: {minimum",
+    ),
+    (
+        "refund_policy: RESTORE",
+        "refund_policy: PAID_SHARE, stacks_with: {shop: yes, platform: no}, till_code: ROTATING",
+    ),
+    ("face: 20, quantity: 10", "face: 20, quantity: 10, scope: old-town"),
+    ("minimum: 70", "minimum: 70, scope: two-shops"),
+)
+ENROL = """
+    INSERT INTO merchant (merchant_id, name, category, district, payee_name, payee_account, payee_bank)
+    SELECT id, id, 'dining', 'hankou', id, '62220000', 'bank' FROM unnest(ARRAY['NOODLES', 'EMPORIUM', 'BAKERY']) AS id
+"""
+
+
+async def test_what_a_file_says_about_the_till_is_in_the_books(database: Database) -> None:
+    await database.pool.execute(ENROL)
+    await loaded(database, small(*TILL))
+    assert await rows(database, "SELECT period::text, is_per_partner, face_fen_max FROM redeem_cap ORDER BY 3") == [
+        ("MONTH", True, 10_000),
+        ("CAMPAIGN", False, 20_000),
+    ]
+    assert await rows(database, "SELECT category, name_zh, name_en FROM category_name") == [
+        ("dining", "餐饮", "Dining")
+    ]
+    said = "SELECT DISTINCT valid_days, stacks_with, till_code, refund_policy FROM stock"
+    assert await rows(database, said) == [(3, ["SHOP"], "ROTATING", "PAID_SHARE")]
+    ends = "SELECT DISTINCT to_char(valid_until AT TIME ZONE 'Asia/Shanghai', 'MM-DD HH24:MI:SS') FROM stock ORDER BY 1"
+    assert await rows(database, ends) == [("04-25 23:59:59",), ("05-02 23:59:59",)]  # the last claim's third day
+    districts = "SELECT DISTINCT partner_no, district FROM stock_district JOIN stock USING (stock_no) ORDER BY 2"
+    assert await rows(database, districts) == [(1, "hankou"), (1, "wuchang")]
+    shops = "SELECT DISTINCT partner_no, merchant_id FROM stock_merchant JOIN merchant USING (merchant_no)"
+    assert sorted(await rows(database, f"{shops} JOIN stock USING (stock_no)")) == [(2, "EMPORIUM"), (2, "NOODLES")]
+
+
+async def test_the_till_reads_what_the_file_says(database: Database) -> None:
+    await database.pool.execute(ENROL)
+    answer = await loaded(database, small(*TILL))
+    async with database.connection("hanquan_redemption") as till:
+        offers = [Offer.of(dict(row)) for row in await till.fetch(sql.load("checkout")["stocks"])]
+    first, second = (offer for offer in offers if "_r1_" in offer.stock_id)
+    assert {offer.stock_no for offer in offers} == set(answer.stock_nos.values())
+    assert (first.category_zh, first.category_en) == ("餐饮", "Dining")
+    assert (first.districts, first.merchants) == (frozenset({"hankou", "wuchang"}), frozenset())
+    assert (second.districts, len(second.merchants)) == (frozenset(), 2)
+    assert (first.stacks_with, first.till_code, first.refund_policy) == (frozenset({"SHOP"}), "ROTATING", "PAID_SHARE")
+    assert first.valid_days_after_claim == 3
+    for offer in offers:
+        parts = split(offer, offer.face_value_fen)
+        assert parts.city_fen + parts.platform_fen == offer.funded_fen
+
+
+async def test_merchants_that_are_not_enrolled_are_named(database: Database) -> None:
+    before = await counts(database)
+    text = small(*TILL)
+    async with database.connection(OPERATOR) as operator:
+        answer = await load(operator, read(text), text, now=NOW)
+    assert isinstance(answer, NotLoaded)
+    assert answer.reason is LoadRefusal.UNKNOWN_MERCHANTS
+    assert answer.detail == (
+        "scope two-shops names NOODLES, and no such merchant is enrolled; enrol it first (2 merchants in all)"
+    )
+    assert await counts(database) == before
+
+
+async def test_a_file_that_says_nothing_about_the_till_means_what_it_always_meant(database: Database) -> None:
+    await loaded(database)
+    said = "SELECT DISTINCT valid_days, stacks_with, till_code, refund_policy FROM stock"
+    assert await rows(database, said) == [(None, ["SHOP", "PLATFORM"], "ANY", "RESTORE")]
+    tables = ("stock_district", "stock_merchant", "redeem_cap")
+    assert [await rows(database, f"SELECT count(*) FROM {table}") for table in tables] == [[(0,)]] * 3
 
 
 async def rows(database: Database, query: str) -> list[tuple[object, ...]]:

@@ -7,6 +7,7 @@ import pytest
 import pytest_asyncio
 
 from kernel.errors import Code
+from redemption import lockout
 from redemption.handlers import TILL_BYTES_MAX
 from tests import stores
 from tests.city import City, Reply, assert_problem, open_city, unchanged
@@ -32,9 +33,11 @@ PEOPLE = iter(range(10_000))
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def city(cluster: stores.Cluster, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[City]:
-    async with open_city(cluster, tmp_path_factory.mktemp("checkout")) as made:
-        await add_bad_keys(made, "NOODLES")
-        yield made
+    with pytest.MonkeyPatch.context() as patch:  # wrong codes are looked at here, not how many of them lock a till
+        patch.setattr(lockout, "LIMITS", lockout.LIMITS._replace(terminal=1_000, merchant=1_000, strict=1_000))
+        async with open_city(cluster, tmp_path_factory.mktemp("checkout")) as made:
+            await add_bad_keys(made, "NOODLES")
+            yield made
 
 
 async def voucher(city: City, stock_id: str = "dining") -> str:
@@ -214,12 +217,11 @@ async def test_a_voucher_that_is_not_drained_yet_is_being_confirmed(city: City) 
 
 async def test_a_code_with_any_one_letter_wrong_never_was(city: City) -> None:
     code = await voucher(city)
+    typos = [code[:at] + ("7" if code[at] != "7" else "8") + code[at + 1 :] for at in range(len(code))]
+    typos += [next(code[:n] + code[n + 1] + code[n] + code[n + 2 :] for n in range(25) if code[n] != code[n + 1])]
     async with unchanged(city):
-        for at in range(len(code)):
-            typo = code[:at] + ("7" if code[at] != "7" else "8") + code[at + 1 :]
+        for typo in typos:
             assert_problem(await city.redeem("NOODLES", typo), Code.RESOURCE_NOT_EXISTS)
-        swapped = next(code[:n] + code[n + 1] + code[n] + code[n + 2 :] for n in range(25) if code[n] != code[n + 1])
-        assert_problem(await city.redeem("NOODLES", swapped), Code.RESOURCE_NOT_EXISTS)
     assert (await city.redeem("NOODLES", code)).status == 200
 
 
@@ -228,7 +230,7 @@ async def test_codes_that_never_were_answer_alike(city: City, code: str) -> None
     async with unchanged(city):
         reply = await city.redeem("NOODLES", code)
     assert_problem(reply, Code.RESOURCE_NOT_EXISTS)
-    assert reply.json["detail"] == "there is no such voucher; check the code for a typing error"
+    assert reply.json["detail"].startswith("there is no such voucher; check the code for a typing error")
 
 
 async def test_a_till_that_is_suspended_is_turned_away_and_its_shops_other_tills_are_not(city: City) -> None:
@@ -301,14 +303,14 @@ async def test_a_body_that_is_too_large_is_turned_away(city: City, good: Ask, na
         assert_problem(await too_large(TILL_BYTES_MAX)[name](city, good), Code.BODY_TOO_LARGE)
 
 
-@pytest.mark.parametrize("method", ["GET", "PUT", "PATCH", "DELETE"])
+@pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE"])
 async def test_a_method_that_is_not_taken_is_refused(city: City, method: str) -> None:
     async with unchanged(city):
         reply = await city.call(
-            city.redemption, "NOODLES", method, "/v1/redemptions", b"" if method == "GET" else b"{}"
+            city.redemption, "NOODLES", method, "/v1/redemptions", b"{}"
         )
     assert_problem(reply, Code.METHOD_NOT_ALLOWED)
-    assert reply.headers["Allow"] == "POST"
+    assert reply.headers["Allow"] == "GET,HEAD,POST"
 
 
 @pytest.mark.parametrize("pattern", WRONG_DOORS)

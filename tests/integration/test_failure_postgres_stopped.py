@@ -16,7 +16,7 @@ from aiohttp import web
 from issuer.keys import log_key
 from kernel.web import new_app
 from stack.faults.crowd import Crowd
-from stack.faults.kinds import family_of
+from stack.family import family_of
 from tests import stores
 from tests.city import City, open_city
 from tests.crowds import AGREED, crowd_of, weigh_known

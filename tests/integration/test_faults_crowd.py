@@ -11,7 +11,7 @@ from aiohttp.test_utils import TestServer
 
 from kernel.clock import SystemClock
 from kernel.signing import Algorithm, Signer
-from stack.faults import crowd as crowds
+from stack.faults import witness
 from stack.faults.crowd import Crowd
 
 Answer = Callable[[dict[str, str]], Awaitable[web.Response]]
@@ -29,7 +29,7 @@ def problem(status: int, code: str, retry: str, **headers: str) -> web.Response:
 @pytest.fixture
 async def ask(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Callable[[Answer], Awaitable[Crowd]]]:
     """Asks a service that answers like this twice, with one number."""
-    monkeypatch.setattr(crowds, "ANSWER_WITHIN_S", 0.2)
+    monkeypatch.setattr(witness, "ANSWER_WITHIN_S", 0.2)
 
     async def ask(answer: Answer) -> Crowd:
         async def post(request: web.Request) -> web.Response:

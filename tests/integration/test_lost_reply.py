@@ -68,20 +68,17 @@ async def test_a_batch_whose_reply_was_lost_is_told_when_asked_again(wired: Wire
     assert await city.drain() == 50
 
 
-@pytest.mark.parametrize("reply", [b"REDEEMED", b"INSERT 0 "])
-async def test_a_redemption_whose_commit_was_not_heard_of_is_found_out(wired: Wired, reply: bytes) -> None:
-    """After the booking; and before it, when the numbers were registered."""
+async def test_a_redemption_whose_commit_was_not_heard_of_is_found_out(wired: Wired) -> None:
     city = wired.city
     [code] = await city.claim_many("dining", [person(1)])
-    wired.postgres.lose(reply)
+    wired.postgres.lose(b"DONE")
     lost = await city.redeem("NOODLES", code, number="lost-1", order="lost-1", service=wired.redemption)
     assert wired.postgres.lost == 1
     assert_problem(lost, Code.SYSTEM_BUSY)
-    booked = await city.fetchval("SELECT count(*) FROM redemption")
-    assert booked == (1 if reply == b"REDEEMED" else 0)
+    assert await city.fetchval("SELECT count(*) FROM redemption") == 1
     again = await city.redeem("NOODLES", code, number="lost-1", order="lost-1", service=wired.redemption)
     assert again.status == 200
-    assert ("Idempotent-Replayed" in again.headers) == (booked == 1)
+    assert "Idempotent-Replayed" in again.headers
     assert await city.fetchval("SELECT count(*) FROM redemption") == 1
     # Meanwhile nobody else could have it.
     assert (await city.redeem("DUMPLINGS", code, service=wired.redemption)).code == Code.USED_BY_ANOTHER_ORDER
@@ -91,7 +88,7 @@ async def test_a_refund_whose_commit_was_not_heard_of_is_found_out(wired: Wired)
     city = wired.city
     [code] = await city.claim_many("dining", [person(1)])
     await city.redeem("NOODLES", code, number="lost-1", service=wired.redemption)
-    wired.postgres.lose(b"REFUNDED")
+    wired.postgres.lose(b"DONE")
     lost = await city.refund("NOODLES", "lost-1", number="lost-back-1", service=wired.redemption)
     assert_problem(lost, Code.SYSTEM_BUSY)
     again = await city.refund("NOODLES", "lost-1", number="lost-back-1", service=wired.redemption)

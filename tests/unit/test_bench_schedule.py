@@ -146,7 +146,7 @@ def a_report(wrong: list[str]) -> Report:
 
 
 def call(monkeypatch: pytest.MonkeyPatch, wrong: list[str], *, json: bool) -> int:
-    async def told(bench: Callable[[World, Tell], object]) -> Report:
+    async def told(bench: Callable[[World, Tell], object], buckets: int) -> Report:
         return a_report(wrong)
 
     monkeypatch.setattr(command, "_in_a_world", told)

@@ -38,7 +38,13 @@ UNREADABLE = [
 WRONG_FIELDS = [
     ("rollover: yes", "fund: 2000\nrollover: yes", 5, Code.DUPLICATE_KEY, "written twice, first on line 4"),
     ("fund: 1000", "fund: 1000\nfunds: 1000", 5, Code.UNKNOWN_FIELD, "did you mean fund?"),
-    ("days: 7}", "days: 7, zzz: 1}", 16, Code.UNKNOWN_FIELD, "validity has no field 'zzz'; it has days, until"),
+    (
+        "days: 7}",
+        "days: 7, zzz: 1}",
+        16,
+        Code.UNKNOWN_FIELD,
+        "no field 'zzz'; it has days, days_after_claim, until",
+    ),
     ("id: small-2020", "? [a]\n: b\nid: small-2020", 1, Code.UNKNOWN_FIELD, "the campaign has no field '?'"),
     ("zone: Asia/Shanghai\n", "", 1, Code.MISSING_FIELD, "the campaign lacks zone; write zone: Asia/Shanghai"),
     ("fund: 1000", "fund:", 4, Code.MISSING_FIELD, 'fund is empty; write fund: "20.50"'),
@@ -159,6 +165,23 @@ def stages(*changes: tuple[str, str]) -> tuple[str, str]:
 
 
 # As above, but several changes.
+GOOD_IN = f"scopes: [{{id: old, districts: [a, b]}}]\n{OFFER}"
+SCOPED = ("face: 20, quantity: 10", "face: 20, quantity: 10, scope: old")
+
+
+def scope(*changes: tuple[str, str]) -> list[tuple[str, str]]:
+    """A scope on line 15, which a stock has, with words of it replaced."""
+    return [SCOPED, (OFFER, small(*changes, text=GOOD_IN))]
+
+
+def caps(*written: str | int) -> tuple[str, str]:
+    """The good file with caps on what is used: period, yuan, period, yuan, ..."""
+    rows = "".join(
+        f"  - {{period: {period}, face: {face}}}\n" for period, face in zip(written[::2], written[1::2], strict=True)
+    )
+    return OFFER, f"redeem_caps:\n{rows}{OFFER}"
+
+
 BROKEN_EXTRAS = [
     ([(LIMITS, f"{LIMITS[:-1]}, per_person_and_round: 100}}")], 14, Code.BAD_NUMBER, "whole number from 1 to 99"),
     ([(LIMITS, f"{LIMITS[:-1]}, face_per_person: 0}}")], 14, Code.BAD_AMOUNT, "more than 0"),
@@ -237,6 +260,31 @@ BROKEN_EXTRAS = [
         "round r1 closes 43199 s after",
     ),
     ([("rounds:", "release: []\nrounds:")], 20, Code.WRONG_SHAPE, "release must be a list"),
+    ([SCOPED], 18, Code.UNKNOWN_SCOPE, "there is no scope old; write scopes: [{id: ..., districts: [...]}]"),
+    (scope(("id: old", "id: new")), 19, Code.UNKNOWN_SCOPE, "this file has new"),
+    ([(OFFER, GOOD_IN)], 15, Code.UNUSED_SCOPE, "no stock has the scope old"),
+    (scope(("[{id: old", "[{id: old, districts: [c]}, {id: old")), 15, Code.DUPLICATE_ID, "another scope"),
+    (scope(("[a, b]", "[a, a]")), 15, Code.DUPLICATE_ID, "a stands here twice"),
+    (scope((", districts: [a, b]", "")), 15, Code.MISSING_FIELD, "a scope names districts, merchants or both"),
+    (scope(("[a, b]", "a")), 15, Code.WRONG_SHAPE, "districts must be a list of 1 to 100"),
+    (scope(("[a, b]", "[]")), 15, Code.WRONG_SHAPE, "districts must be a list of 1 to 100"),
+    (scope(("[a, b]", "[[a], b]")), 15, Code.WRONG_SHAPE, "districts holds single values"),
+    (scope(("districts: [a, b]", "merchants: [面馆]")), 15, Code.BAD_ID, "such as NOODLES-0001"),
+    ([caps("week", 100)], 16, Code.BAD_CHOICE, "write month or campaign"),
+    ([caps("month", 100, "month", 100)], 17, Code.DUPLICATE_CAP, "vouchers in a month has a cap on line 16 already"),
+    (
+        [caps("month", 100, "campaign", 99)],
+        17,
+        Code.LIMIT_TOO_LOW,
+        "is below that on all partners' vouchers in a month",
+    ),
+    ([caps("campaign", 99, "month", 100)], 16, Code.LIMIT_TOO_LOW, "is never reached"),
+    ([caps("month", 30, "month, per_partner: yes", 31)], 16, Code.LIMIT_TOO_LOW, "one partner's vouchers in a month"),
+    ([caps("campaign", 20)], 21, Code.LIMIT_TOO_LOW, "nobody could use a face of 20.50"),
+    ([("RESTORE}", "RESTORE, till_code: PAPER}")], 15, Code.BAD_CHOICE, "write ANY or ROTATING"),
+    ([("RESTORE}", "RESTORE, stacks_with: {shop: yes}}")], 15, Code.MISSING_FIELD, "stacks_with lacks platform"),
+    ([("{days: 7}", "{days: 7, days_after_claim: 7}")], 16, Code.WRONG_SHAPE, "the day of the claim is the first"),
+    ([("{days: 7}", "{days_after_claim: 367}")], 16, Code.BAD_NUMBER, "whole number from 1 to 366"),
 ]
 CASES = UNREADABLE + WRONG_FIELDS + BROKEN_RULES
 

@@ -3,17 +3,20 @@
 import re
 from datetime import datetime, time, timedelta
 from itertools import pairwise
+from pathlib import Path
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from issuer.campaign.exposure import exposures, largest_exposure
-from issuer.campaign.model import Campaign, Funding, Group, PackItem, Stage
+from issuer.campaign.model import Campaign, Funding, Group, PackItem, RedeemCap, Scope, Stage
 from issuer.campaign.money_rules import expected_spending_fen
 from issuer.campaign.read import Refused, read_campaign
 from issuer.campaign.shipped import shipped_document, shipped_names
 from kernel.clock import CITY_ZONE
 from tests.small_campaign import SMALL, read, small
+
+DOCS = Path(__file__).parents[2] / "docs" / "campaigns.md"
 
 
 def at(text: str) -> datetime:
@@ -47,6 +50,36 @@ def test_validity_counts_the_day_of_opening() -> None:
 def test_validity_may_be_a_date_or_a_rounds_own() -> None:
     until = small(("{days: 7}", "{until: 2020-07-31}"), ("budget: 400}", "budget: 400, valid_until: 2020-04-25 20:00}"))
     assert [each.valid_until for each in read(until).rounds] == [at("2020-04-25 20:00"), at("2020-07-31 23:59:59")]
+
+
+def test_validity_from_the_claim_ends_with_the_last_claims_last_day() -> None:
+    days = ("{days: 7}", "{days_after_claim: 3}")
+    first, second = read(small(days)).rounds
+    assert (first.valid_days, first.valid_until) == (3, at("2020-04-25 23:59:59"))
+    assert (second.valid_days, second.valid_until) == (3, at("2020-05-02 23:59:59"))
+    for until, ends in (("2020-05-01 20:00", "2020-05-01 20:00"), ("2020-05-03", "2020-05-02 23:59:59")):
+        bounded = read(small((days[0], f"{{days_after_claim: 3, until: {until}}}")))
+        assert bounded.rounds[1].valid_until == at(ends)
+    own = read(small(days, ("budget: 400}", "budget: 400, valid_until: 2020-04-24}")))
+    assert own.rounds[0].valid_until == at("2020-04-24 23:59:59")
+    assert {each.valid_days for each in read(SMALL).rounds} == {None}
+
+
+def test_the_example_in_the_docs_is_a_good_one() -> None:
+    example = DOCS.read_text(encoding="utf-8").partition("```yaml\n")[2].partition("```")[0]
+    keys = [line.partition(":")[0] for line in example.splitlines() if line[0].isalpha()]
+    rest = re.split(
+        "(?m)^(?=[a-z])", small(("fund: 1000", "fund: 99999"), text=SMALL.replace("budget: 400", "budget: 12000"))
+    )
+    campaign = read("".join(part for part in rest if part.partition(":")[0] not in keys) + example)
+    assert [scope.scope_id for scope in campaign.scopes] == ["old-town", "night-market"]
+    assert (campaign.offer.refund_policy, campaign.offer.till_code) == ("PAID_SHARE", "ROTATING")
+
+
+def test_what_is_not_said_about_the_till_means_what_it_always_meant() -> None:
+    campaign = read(SMALL)
+    assert (campaign.offer.stacks_with, campaign.offer.till_code) == (("SHOP", "PLATFORM"), "ANY")
+    assert (campaign.scopes, campaign.redeem_caps) == ((), ())
 
 
 def test_an_offset_may_be_written_when_it_is_the_zones() -> None:
@@ -149,7 +182,16 @@ def test_the_city_tour_has_all_there_is() -> None:
     assert campaign.face_per_person_fen == 300_00
     assert campaign.groups == (Group(group_id="big-ticket", per_person=1),)
     assert [partner.claims_per_s_max for partner in campaign.partners] == [5_000, 5_000]
+    assert campaign.redeem_caps == (
+        RedeemCap(period="MONTH", is_per_partner=True, face_fen_max=150_00),
+        RedeemCap(period="MONTH", is_per_partner=False, face_fen_max=200_00),
+        RedeemCap(period="CAMPAIGN", is_per_partner=False, face_fen_max=250_00),
+    )
+    assert (campaign.offer.stacks_with, campaign.offer.till_code) == (("SHOP",), "ANY")
+    assert campaign.scopes == (Scope(scope_id="old-town", districts=("Jiang'an", "Jianghan", "Wuchang")),)
     may, june, autumn = campaign.rounds
+    assert [stock.category_id for stock in may.stocks if stock.scope_id] == ["museums"]
+    assert (may.valid_days, may.valid_until) == (30, at("2021-06-01 23:59:59"))
     assert [(stock.partner_id, stock.category_id) for stock in may.stocks if stock.group_id] == [
         ("wechat", "hotels"),
         ("alipay", "hotels"),
