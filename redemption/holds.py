@@ -122,7 +122,7 @@ class HoldDesk:
         if (state.ended, state.ended_by) == (outcome, attempt.number.text):
             at = state.expires_at if is_over else state.ended_at
             return self._settle(attempt, "RUN_OUT" if is_over else "REPLAYED", at)
-        if attempt.is_confirm and (is_over or (state.ended is None and state.expires_at <= now)):
+        if attempt.is_confirm and (is_over or (state.ended is None and (state.is_past or state.expires_at <= now))):
             return HOLD_RUN_OUT
         if state.ended == "CONFIRMED" or (attempt.is_confirm and state.ended):
             return REFUSALS[state.ended]

@@ -61,6 +61,7 @@ class HoldState(msgspec.Struct, frozen=True, kw_only=True):
     ended: str | None
     ended_at: datetime | None
     ended_by: str | None
+    is_past: bool
 
 
 class UseState(msgspec.Struct, frozen=True, kw_only=True):

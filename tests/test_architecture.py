@@ -11,7 +11,7 @@ import ast
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import pytest
@@ -54,6 +54,7 @@ class Source:
 Rule = Callable[[Source], Iterator[str]]
 
 
+@cache
 def sources() -> list[Source]:
     """Every Python file of the project."""
     return [

@@ -22,7 +22,7 @@ import pytest
 from _pytest.faulthandler import fault_handler_stderr_fd_key
 
 TEARDOWN_WITHIN_S = float(os.environ.get("HANQUAN_TEST_TEARDOWN_WITHIN_S", "150"))
-RUN_WITHIN_S = float(os.environ.get("HANQUAN_TEST_RUN_WITHIN_S", "2400"))
+RUN_WITHIN_S = float(os.environ.get("HANQUAN_TEST_RUN_WITHIN_S", "3600"))
 AGAIN_S = 10.0
 SAYS_SLOW_AFTER_S = 60.0
 SAYS_LINES = 60

@@ -71,9 +71,13 @@ SELECT item, outcome::text AS outcome, booked_at, expires_at
 
 -- name: hold_states
 -- Holds ($2 voucher, $3 merchant, $4 number) of one bucket, and how they ended, if they did before their time (ended_*).
+-- is_past: it had run out on somebody's clock, who went on from there.
 -- Array position = item, from 1.
 SELECT a.item, h.stock_no, h.terminal_no, h.bill_fen, h.subsidy_fen, h.order_no, h.held_at, h.expires_at, v.person, v.claimed_at,
-       e.outcome::text AS ended, e.ended_at, e.request_no AS ended_by
+       e.outcome::text AS ended, e.ended_at, e.request_no AS ended_by,
+       EXISTS (SELECT FROM hold n WHERE n.bucket = $1 AND n.voucher_id = h.voucher_id AND n.attempt > h.attempt)
+    OR EXISTS (SELECT FROM redemption n WHERE n.bucket = $1 AND n.voucher_id = h.voucher_id AND n.attempt > h.attempt)
+    OR is_stock_expired($1, h.stock_no) AS is_past
   FROM unnest($2::bigint[], $3::integer[], $4::text[]) WITH ORDINALITY AS a(voucher_id, merchant_no, hold_request_no, item)
   LEFT JOIN LATERAL (SELECT i.* FROM hold i WHERE i.bucket = $1 AND i.voucher_id = a.voucher_id
         AND i.merchant_no = a.merchant_no AND i.hold_request_no = a.hold_request_no) h ON true

@@ -132,7 +132,7 @@ async def test_control_books_first_sells_too_many(
 ) -> None:
     async with raced_city(cluster, tmp_path_factory, START) as city:
         won, issued, quantity = await race(city, books_first)
-    assert won == issued == START > quantity == LOW
+    assert START >= won == issued > quantity == LOW  # a worker may hear of the books before all are gone
 
 
 # ---------------------------------------------------------------- a pause

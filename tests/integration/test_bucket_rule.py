@@ -220,7 +220,7 @@ async def test_control_a_function_that_forgets_its_bucket_is_found_over_http(cit
         assert (await city.redeem("NOODLES", code)).status == 200
     finally:
         await city.database.pool.execute(good)
-    assert {touch.statement for touches in watch.guilty(TILLS) for touch in touches} == {"checkout.redeem"}
+    assert "checkout.redeem" in {touch.statement for touches in watch.guilty(TILLS) for touch in touches}
 
 
 async def test_vouchers_of_two_buckets_in_one_call_reach_one_bucket_only(city: City, watch: Watch) -> None:

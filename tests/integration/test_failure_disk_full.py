@@ -21,8 +21,8 @@ from typing import Protocol
 import pytest
 
 from stack.child import Program
-from stack.faults.books import Weighed
 from stack.faults.crowd import Crowd
+from stack.faults.drill import Weighed
 from stack.supervisor import Supervisor
 from tests import stores
 from tests.city import City, open_city

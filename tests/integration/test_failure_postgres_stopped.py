@@ -15,8 +15,8 @@ from aiohttp import web
 
 from issuer.keys import log_key
 from kernel.web import new_app
-from stack.faults.crowd import Crowd
 from stack.family import family_of
+from stack.faults.crowd import Crowd
 from tests import stores
 from tests.city import City, open_city
 from tests.crowds import AGREED, crowd_of, weigh_known

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import pytest
 
 from stack.child import Child, Program
-from stack.faults.books import Weighed
+from stack.faults.drill import Weighed
 from stack.valkey_server import ValkeyServer
 from tests import stores, syncs
 from tests.city import City, open_city

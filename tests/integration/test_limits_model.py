@@ -18,7 +18,6 @@ from kernel.errors import Code
 from tests import stores
 from tests.city import City, open_city
 from tests.city_plan import person
-from tests.effort import times
 from tests.limits_model import LimitsModel, assert_within_limits
 from tests.limits_plan import capped, everybody_rests, touring
 
@@ -27,7 +26,7 @@ OFFERS = sorted(LimitsModel(CAMPAIGNS).offers)
 PEOPLE = 3
 TRIES = 5
 """What the gate lets a rested person try at once; a batch has no more for anybody."""
-EXAMPLES = times(25, 50)
+EXAMPLES = 50
 
 REFUSALS = {Code.USER_ALREADY_CLAIMED, Code.SOLD_OUT, Code.IDEMPOTENCY_MISMATCH, Code.RESOURCE_NOT_EXISTS}
 
