@@ -18,7 +18,7 @@ from tests.money_terms import BUCKETS, CAMPAIGNS, CLAIMS_MAX, DEBT_MAX, OPENS, P
 
 Thing = TypeVar("Thing")
 REMEMBERED = 150
-TOGETHER_MAX = 8
+TOGETHER_MAX, CROWD_MAX = 8, 40
 YOUNG = 120
 """Operations of a world before its vouchers may be made to run out."""
 
@@ -101,7 +101,9 @@ class Draw:
         return [operation for _ in range(8) for operation in self._claim()]
 
     def _how_many(self) -> int:
-        return 1 if "many" in self.without else 1 + self.source.below(TOGETHER_MAX)
+        if "many" in self.without:
+            return 1
+        return 1 + self.source.below(CROWD_MAX if self.chance(10) else TOGETHER_MAX)
 
     def _asked(self, requests: Sequence[Request | None]) -> list[Operation]:
         made = tuple(request for request in requests if request is not None)

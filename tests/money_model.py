@@ -147,9 +147,10 @@ class Attempt:
         )
 
     def is_paid_for(self, now: datetime) -> bool:
-        """The city pays for it, or has promised to: it counts for caps."""
+        """The city pays for it, or has promised to: it counts for caps. A hold counts until its time is over on the
+        clock of whoever looks, even when somebody whose clock was ahead went on from there."""
         if self.use_number is None:
-            return self.is_held(now)
+            return self.expires_at is not None and self.cancel is None and now < self.expires_at
         return self.subsidy_back_fen < self.voucher.terms.funded_fen
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date, timedelta
-from itertools import permutations
+from itertools import permutations, product
 from typing import NamedTuple
 
 import asyncpg
@@ -266,17 +266,22 @@ class World:
             self.balances = self.city.balances()
         balances, ours = self.balances, model.balances()
         assert balances == ours, f"balances {_differing(balances, ours)}"
+        if self.digest != before:
+            self._hold_together()
+
+    def _hold_together(self) -> None:
+        model = self.model
         for campaign in CAMPAIGNS:
             assert sum(fen for account, fen in model.fen.items() if account[1] == campaign) == 0
-        for stock, terms in TERMS.items():
-            alike = [no for no, each in TERMS.items() if each.campaign == terms.campaign]
-            for bucket in range(BUCKETS):
-                live_fen = sum(model.live(bucket, no) * TERMS[no].funded_fen for no in alike)
-                assert model.fen[bucket, terms.campaign, 0, "ISSUED"] == live_fen, f"ISSUED of stock {stock}"
-        for bucket in range(BUCKETS):
-            for shop, debt_fen in DEBT_MAX.items():
-                payable_fen = sum(model.fen[bucket, campaign, shop, "PAYABLE"] for campaign in CAMPAIGNS)
-                assert payable_fen >= -debt_fen, f"shop {shop} owes {-payable_fen} fen"
+        issued_fen: Counter[tuple[int, int]] = Counter()
+        for voucher in model.vouchers.values():
+            if voucher.is_live and (voucher.bucket, voucher.stock) not in model.expired:
+                issued_fen[voucher.bucket, voucher.terms.campaign] += voucher.terms.funded_fen
+        for bucket, campaign in product(range(BUCKETS), CAMPAIGNS):
+            assert model.fen[bucket, campaign, 0, "ISSUED"] == issued_fen[bucket, campaign], "ISSUED is not the live"
+        for bucket, (shop, debt_fen) in product(range(BUCKETS), DEBT_MAX.items()):
+            payable_fen = sum(model.fen[bucket, campaign, shop, "PAYABLE"] for campaign in CAMPAIGNS)
+            assert payable_fen >= -debt_fen, f"shop {shop} owes {-payable_fen} fen"
 
     def look(self) -> None:
         """Every voucher, hold, use and refund is the model's."""

@@ -349,7 +349,7 @@ BEGIN
                 WHEN s.last_attempt IS NOT NULL AND s.last_credit IS NULL THEN 'USED'
                 WHEN s.last_credit = 'RETURNED' THEN 'RETURNED'
                 WHEN s.is_live AND s.held_attempt > coalesce(s.last_attempt, 0) THEN 'HELD'
-                WHEN is_stock_expired(p_bucket, s.stock_no) THEN 'EXPIRED'
+                WHEN EXISTS (SELECT FROM transfer t WHERE t.reference = 'stock ' || s.stock_no AND t.kind = 'EXPIRE' AND t.bucket = p_bucket) THEN 'EXPIRED'
                 ELSE coalesce(CASE WHEN v_caps THEN cap_broken(p_bucket, p_at, s.taken_on, s.person, s.stock_no) END::text, 'DONE') END)::till_outcome AS outcome,
                greatest(s.last_attempt, s.held_attempt, 0::smallint) + 1 AS attempt
           FROM state s

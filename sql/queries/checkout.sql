@@ -45,7 +45,7 @@ SELECT a.item, v.stock_no, v.person, v.claimed_at, last.attempt AS last_attempt,
        coalesce(held.attempt > coalesce(last.attempt, 0) AND held.expires_at > $7 AND NOT EXISTS (SELECT FROM hold_end e
             WHERE e.bucket = $1 AND e.voucher_id = a.voucher_id AND e.attempt = held.attempt), false) AS is_held,
        greatest(last.redeemed_at, held.held_at) AS last_at,
-       is_stock_expired($1, v.stock_no) AS is_stock_expired,
+       EXISTS (SELECT FROM transfer t WHERE t.reference = 'stock ' || v.stock_no AND t.kind = 'EXPIRE' AND t.bucket = $1) AS is_stock_expired,
        CASE WHEN EXISTS (SELECT FROM redeem_cap) THEN cap_broken($1, $7, a.day, v.person, v.stock_no)::text END AS cap,
        coalesce(mine.redeemed_at, mine_held.held_at) AS mine_at, coalesce(mine.bill_fen, mine_held.bill_fen) AS mine_bill_fen,
        coalesce(mine.order_no, mine_held.order_no) AS mine_order_no, mine_held.expires_at AS mine_expires_at

@@ -102,7 +102,7 @@ async def test_control_without_the_register_a_number_is_used_in_two_buckets(city
         ALTER TABLE request_number DROP CONSTRAINT request_number_pkey;
         CREATE OR REPLACE FUNCTION lock_bucket(p_bucket smallint) RETURNS void LANGUAGE sql AS 'SELECT NULL::void';
         CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql
-            AS $$ BEGIN PERFORM pg_sleep(0.02); RETURN NULL; END $$;
+            AS $$ BEGIN PERFORM pg_sleep(0.3); RETURN NULL; END $$;
         CREATE TRIGGER dawdle AFTER INSERT ON request_number FOR EACH STATEMENT EXECUTE FUNCTION dawdle();
         CREATE TRIGGER dawdle AFTER INSERT ON redemption FOR EACH STATEMENT EXECUTE FUNCTION dawdle();
         """

@@ -212,8 +212,8 @@ async def test_control_a_statement_without_its_bucket_is_found(city: City, watch
 async def test_control_a_function_that_forgets_its_bucket_is_found_over_http(city: City, watch: Watch) -> None:
     """Three functions deep, and it changes no answer."""
     [[code], *_] = await vouchers(city, 1)
-    good = await city.fetchval("SELECT pg_get_functiondef('is_stock_expired'::regproc)")
-    bad = good.replace("bucket = p_bucket AND ", "")
+    good = await city.fetchval("SELECT pg_get_functiondef('first_open_day'::regproc)")
+    bad = good.replace(" WHERE bucket = p_bucket", "")
     assert bad != good
     await city.database.pool.execute(bad)
     try:

@@ -278,7 +278,7 @@ async def _is_found(database: stores.Database) -> None:
 
     def act(stage: Stage) -> None:
         with pytest.raises(AssertionError, match=r"of its .* operations are enough"):
-            stage.play("control", CONTROL_STEPS, audits=False)
+            stage.play("c", CONTROL_STEPS, audits=False)
 
     await on_stage(database, act)
 
@@ -347,8 +347,8 @@ async def test_a_failure_is_told_in_a_few_operations(
     await _patched(database, *SQL_DEFECTS["a cap counts no holds"])
 
     def act(stage: Stage) -> None:
-        with pytest.raises(AssertionError, match=r"world told/\d+: .*\n([1-9]|1\d) of its \d+ operations are enough"):
-            stage.play("told", CONTROL_STEPS, audits=False)
+        with pytest.raises(AssertionError, match=r"world c/\d+: .*\n([1-9]|1\d) of its \d+ operations are enough"):
+            stage.play("c", CONTROL_STEPS, audits=False)
 
     await on_stage(database, act)
 
