@@ -903,7 +903,7 @@ BEGIN
         INSERT INTO redemption (voucher_id, subsidy_fen, bill_fen, redeemed_at, stock_no, merchant_no, terminal_no,
                                 booked_on, bucket, attempt, use_request_no, order_no)
         SELECT j.voucher_id, j.subsidy_fen, j.bill_fen, j.now_at, j.stock_no, j.merchant_no, j.terminal_no,
-               v_day, p_bucket, j.attempt, j.use_request_no, j.order_no
+               greatest(v_day, (j.now_at AT TIME ZONE 'Asia/Shanghai')::date), p_bucket, j.attempt, j.use_request_no, j.order_no
           FROM judged j WHERE j.outcome = 'DONE' AND j.use_request_no IS NOT NULL
     ), resolved AS (
         INSERT INTO hold_end (voucher_id, ended_at, bucket, attempt, outcome, request_no)

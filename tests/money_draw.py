@@ -12,13 +12,14 @@ from typing import Any, Protocol, TypeVar
 
 from hypothesis import strategies as st
 
-from tests.money_model import Attempt, Cancel, Confirm, Lock, Redeem, Refund, Request, Voucher
+from tests.money_model import Attempt, Voucher
 from tests.money_play import Ask, Break, Claim, Close, Expire, Operation, Pass, PayOut, World
+from tests.money_requests import Cancel, Confirm, Lock, Redeem, Refund, Request
 from tests.money_terms import BUCKETS, CAMPAIGNS, CLAIMS_MAX, DEBT_MAX, OPENS, PEOPLE_EACH, QUANTITY, TERMS, VALID_UNTIL
 
 Thing = TypeVar("Thing")
 REMEMBERED = 150
-TOGETHER_MAX, CROWD_MAX = 8, 40
+TOGETHER_MAX, CROWD_MAX = 8, 16
 YOUNG = 120
 """Operations of a world before its vouchers may be made to run out."""
 
@@ -103,7 +104,7 @@ class Draw:
     def _how_many(self) -> int:
         if "many" in self.without:
             return 1
-        return 1 + self.source.below(CROWD_MAX if self.chance(10) else TOGETHER_MAX)
+        return 1 + self.source.below(CROWD_MAX if self.chance(20) else TOGETHER_MAX)
 
     def _asked(self, requests: Sequence[Request | None]) -> list[Operation]:
         made = tuple(request for request in requests if request is not None)

@@ -5,13 +5,14 @@ clock's business day.
 `judge` says what a request must be answered now and changes nothing; `commit` books it.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
-from typing import Any, NamedTuple
+from typing import Any
 
 from kernel.clock import business_day
+from tests.money_requests import Answer, Cancel, Confirm, Lock, Redeem, Refund, Request
 from tests.money_terms import (
     CAMPAIGNS,
     CAP_CAMPAIGN_FEN,
@@ -30,59 +31,6 @@ Account = tuple[int, int, int, str]
 """bucket, campaign_no, merchant_no, kind."""
 
 
-class Answer(NamedTuple):
-    """DONE or REPLAYED with facts, or the name of a refusal."""
-
-    outcome: str
-    facts: tuple[Any, ...] = ()
-
-    @property
-    def is_done(self) -> bool:
-        return self.outcome in ("DONE", "REPLAYED")
-
-
-class Redeem(NamedTuple):
-    """`taken_at`: when an offline till took it; None: now."""
-
-    shop: int
-    number: str
-    voucher_id: int
-    order: str
-    bill_fen: int
-    taken_at: datetime | None = None
-
-
-class Lock(NamedTuple):
-    """A hold."""
-
-    shop: int
-    number: str
-    voucher_id: int
-    order: str
-    bill_fen: int
-    ttl_s: int
-
-
-class Confirm(NamedTuple):
-    shop: int
-    number: str
-    hold_number: str
-
-
-class Cancel(NamedTuple):
-    shop: int
-    number: str
-    hold_number: str
-
-
-class Refund(NamedTuple):
-    shop: int
-    number: str
-    use_number: str
-    cash_fen: int
-
-
-Request = Redeem | Lock | Confirm | Cancel | Refund
 Verdict = tuple[Answer, Callable[[], None] | None]
 """What is answered, and what books it; None: nothing changes."""
 
@@ -179,7 +127,7 @@ class Voucher:
         return not uses or any(part.credit == "ISSUED" for part in uses[-1].parts)
 
 
-CHANGED = ("fen", "use_of", "hold_of", "voucher_of_order", "refund_of", "cancel_of")
+CHANGED = ("fen", "uncounted_fen", "use_of", "hold_of", "voucher_of_order", "refund_of", "cancel_of")
 
 
 class Model:
@@ -190,6 +138,9 @@ class Model:
         self.vouchers: dict[int, Voucher] = {}
         self.fen: dict[Account, int] = defaultdict(int)
         self.closed: dict[int, date] = {}
+        self.uncounted_fen: Counter[tuple[int, int]] = Counter()
+        """By bucket and shop: refunds of sales of an earlier day that was still open. The limit of debts does not know
+        of them, and the sale may be paid before the refund is settled."""
         self.expired: set[tuple[int, int]] = set()
         self.use_of: dict[tuple[int, str], Attempt] = {}
         self.hold_of: dict[tuple[int, str], Attempt] = {}
@@ -344,7 +295,6 @@ class Model:
 
         def commit() -> None:
             self._use(hold, request.number, at)
-            hold.booked_on = self.day(hold.voucher.bucket, self.now)
 
         return Answer("DONE", (at,)), commit
 
@@ -427,6 +377,8 @@ class Model:
 
         def commit() -> None:
             booked_on = self.day(voucher.bucket, self.now)
+            if self.first_open(voucher.bucket) <= use.booked_on < booked_on:
+                self.uncounted_fen[voucher.bucket, use.shop] += back_fen
             part = Part(request.number, request.cash_fen, back_fen, credit, self.now, booked_on)
             use.parts.append(part)
             self.refund_of[request.shop, request.number] = use, part, answer

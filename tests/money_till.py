@@ -46,7 +46,8 @@ from redemption.wire import (
     RefundAnswer,
     RefundRequest,
 )
-from tests.money_model import Account, Answer, Cancel, Confirm, Lock, Model, Redeem, Refund, Request
+from tests.money_model import Account, Model
+from tests.money_requests import Answer, Cancel, Confirm, Lock, Redeem, Refund, Request
 from tests.money_terms import OPENS, TERMS
 
 Result = TypeVar("Result")

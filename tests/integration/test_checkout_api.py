@@ -306,9 +306,7 @@ async def test_a_body_that_is_too_large_is_turned_away(city: City, good: Ask, na
 @pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE"])
 async def test_a_method_that_is_not_taken_is_refused(city: City, method: str) -> None:
     async with unchanged(city):
-        reply = await city.call(
-            city.redemption, "NOODLES", method, "/v1/redemptions", b"{}"
-        )
+        reply = await city.call(city.redemption, "NOODLES", method, "/v1/redemptions", b"{}")
     assert_problem(reply, Code.METHOD_NOT_ALLOWED)
     assert reply.headers["Allow"] == "GET,HEAD,POST"
 
