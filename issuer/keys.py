@@ -4,8 +4,6 @@ make the same names."""
 
 CAP_BUCKETS = 65_521
 """Small hashes of a campaign's face caps on each shard; claim.lua has the same number."""
-HASHES_A_SET = 2
-"""So many small hashes share one set of request numbers, which take a third of the room; claim.lua knows it too."""
 
 
 def tag(shard: int) -> str:
@@ -60,7 +58,7 @@ def capped_key(shard: int, campaign_no: int) -> str:
 
 def keys_of_bucket(shard: int, round_no: int, bucket: int) -> tuple[str, str]:
     """The small hash with this number of what people won in a round, and the set of the request numbers beside it."""
-    return f"{tag(shard)}:who:{round_no}:{bucket}", f"{tag(shard)}:req:{round_no}:{bucket // HASHES_A_SET}"
+    return f"{tag(shard)}:who:{round_no}:{bucket}", f"{tag(shard)}:req:{round_no}:{bucket}"
 
 
 def caps_of_bucket(shard: int, campaign_no: int, bucket: int) -> str:

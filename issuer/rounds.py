@@ -8,9 +8,8 @@ from issuer.record import pack_slots
 from issuer.stock import PublishedRound, StockOnShard
 from kernel.clock import to_ms
 
-HASH_ENTRIES = 40
-"""How full a small hash of a round gets. It is searched from end to end and moved when it grows, so a claim costs the
-more the fuller it is; and what is over a kilobyte is dear to allocate. Fewer entries cost more bytes for keys."""
+HASH_ENTRIES = 80
+"""How full a small hash of a round gets; well below Valkey's listpack limit, so that an entry costs its bytes."""
 SERIAL_GAP = 1 << 20
 """Serials passed over when a round is published late or again: numbers of wins that were lost before the drain saw
 them. Somebody may hold such a code; it must never become another person's voucher."""

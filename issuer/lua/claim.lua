@@ -45,7 +45,6 @@ local call = redis.call
 local SHORT_SLOTS, SHORT = 128, 16777216  -- what one byte holds beside its first bit, and three bytes
 local LATER = byte('L')
 local GOLDEN = 2654435761  -- as in issuer/card.py
-local HASHES_A_SET = 2  -- as in issuer/keys.py
 local CAP_BUCKETS = 65521  -- alike in every round of a campaign
 local clock = call('TIME')
 local store_ms = clock[1] * 1000 + math.floor(clock[2] / 1000)
@@ -226,7 +225,7 @@ local function claim(c)
         if way == 0 then gate_tried(tag, round.now_ms, person) end
         return over or short
     end
-    if call('SADD', round.req .. math.floor(bucket_of(c, 22, round.buckets) / HASHES_A_SET), (unpack_('>I6', c, 24))) == 0 then
+    if call('SADD', round.req .. bucket_of(c, 22, round.buckets), (unpack_('>I6', c, 24))) == 0 then
         return 'IDEMPOTENCY_MISMATCH'
     end
 
