@@ -9,7 +9,7 @@ from uuid import UUID
 from kernel.codes import grouped
 
 _LOOKS = {
-    "a phone number": re.compile(rb"(?<!\d)1[3-9]\d{9}(?!\d)"),
+    "a phone number": re.compile(rb"(?<![0-9A-Za-z])1[3-9]\d{9}(?![0-9A-Za-z])"),
     "an id number": re.compile(rb"(?<!\d)[1-9]\d{5}(?:19|20)\d{9}[\dXx](?!\d)"),
     "an Authorization header": re.compile(rb"(?i)HANQUAN-(?:HMAC|RSA)|mchid\W|signature\W{1,3}[A-Za-z0-9+/]{20}"),
 }
