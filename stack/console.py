@@ -23,13 +23,16 @@ err = Console(stderr=True, highlight=False)
 """Remarks: what goes on, what is wrong."""
 
 
-def run(main: Coroutine[Any, Any, T]) -> T | None:
+def run(
+    main: Coroutine[Any, Any, T], *, loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None
+) -> T | None:
     """Run a command's coroutine. Ctrl-C or SIGTERM cancels it once, so that it cleans up.
 
     Returns its value, or None when it was cancelled that way. More signals during the clean-up
-    are ignored: every step of it has a deadline.
+    are ignored: every step of it has a deadline. `loop_factory`: say uvloop's, for commands that send a lot.
     """
-    return asyncio.run(_cancelled_by_signals(main))
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        return runner.run(_cancelled_by_signals(main))
 
 
 async def _cancelled_by_signals(main: Coroutine[Any, Any, T]) -> T | None:

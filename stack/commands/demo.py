@@ -39,10 +39,9 @@ def demo(
     if vouchers < MERCHANTS_MIN_VOUCHERS:
         raise StackError(f"the demonstration needs at least {MERCHANTS_MIN_VOUCHERS:,} vouchers to be one")
     options = Options(vouchers=vouchers, citizens=citizens or int(vouchers * CITIZENS_PER_VOUCHER), seed=seed)
-    uvloop.install()
     folder = Path(tempfile.mkdtemp(prefix="hanquan-demo-"))
     try:
-        result = run(play(folder, options, Progress(err)))
+        result = run(play(folder, options, Progress(err)), loop_factory=uvloop.new_event_loop)
     finally:
         if keep:
             err.print(f"kept: ./hanquan up --data {folder}", markup=False)

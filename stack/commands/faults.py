@@ -114,11 +114,10 @@ def _drill(
 
     from stack.demo.progress import Progress
 
-    uvloop.install()
     folder = Path(tempfile.mkdtemp(prefix="hanquan-faults-"))
     try:
         with Progress(err).bar("Faults", rounds) as advance:
-            report = run(play(folder, advance))
+            report = run(play(folder, advance), loop_factory=uvloop.new_event_loop)
     finally:
         if keep_folder:
             err.print(f"kept: {folder}", markup=False, soft_wrap=True)
