@@ -117,10 +117,14 @@ class Overseer:
             f"NOT FINISHED in {RUN_WITHIN_S:g} s; under way are:",
             *(f"  {name} ({monotonic() - since:.0f} s)" for name, since in list(self._under_way.items())),
         )
+        workers = children(os.getpid())
         started = descendants(os.getpid())  # before any of them ends and leaves its own children to nobody
-        for pid in children(os.getpid()):
+        for pid in workers:
             _send(pid, DUMP)
-        sleep(2)
+        sleep(0.5)
+        for pid in set(started).difference(workers):  # at once: a signal may wake the test, and the run end by itself
+            _send(pid, signal.SIGKILL)
+        sleep(1.5)
         for pid in {*started, *descendants(os.getpid())}:
             _send(pid, signal.SIGKILL)
         os._exit(1)

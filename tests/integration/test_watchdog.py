@@ -52,7 +52,11 @@ def test_hears_nothing(tmp_path):
     orphan = subprocess.Popen(["sleep", "100"], start_new_session=True)
     with open("orphan", "w") as file:
         file.write(str(orphan.pid))
-    ctypes.PyDLL(None).sleep(100)  # no other thread runs meanwhile
+    while True:
+        try:
+            ctypes.PyDLL(None).sleep(100)  # no other thread runs meanwhile
+        except BaseException:
+            pass
 """
 SETTINGS = """[pytest]
 asyncio_mode = auto
