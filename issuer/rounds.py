@@ -8,7 +8,7 @@ from issuer.record import pack_slots
 from issuer.stock import PublishedRound, StockOnShard
 from kernel.clock import to_ms
 
-HASH_ENTRIES = 80
+HASH_ENTRIES = 160
 """How full a small hash of a round gets; well below Valkey's listpack limit, so that an entry costs its bytes."""
 SERIAL_GAP = 1 << 20
 """Serials passed over when a round is published late or again: numbers of wins that were lost before the drain saw
@@ -30,8 +30,7 @@ def unpublished_round(catalogue: Catalogue, round_: Round, offset_ms: int) -> Pu
     return PublishedRound(
         round_no=round_.round_no,
         opens_ms=to_ms(round_.opens_at + _NOT_YET),  # rounded up: not a part of a millisecond too early
-        hash_buckets=units // (catalogue.shards * HASH_ENTRIES)
-        | 1,  # odd: bucket and field then tell most people apart
+        hash_buckets=units // (catalogue.shards * HASH_ENTRIES) + 1,
         fields={
             "closes_ms": to_ms(round_.closes_at),
             "offset_ms": offset_ms,

@@ -9,7 +9,7 @@ from stack.bench import check
 from stack.bench.base import IssuerBench
 from stack.bench.crowd import Crowd, fill
 from stack.bench.generator import Rush, Told
-from stack.bench.phases import Phase, Tell, flatness, measured
+from stack.bench.phases import Phase, Tell, measured
 from stack.bench.report import Report, Target, target
 from stack.bench.world import Workers, World
 
@@ -24,7 +24,7 @@ REMARKS = {
     "rate_per_s": "signed claims, durable when answered",
     "limit_per_s": "a bare worker answers a constant to the same POSTs",
     "open_rate_per_s": "60 % of the highest rate; latency counts from the scheduled time",
-    "flatness": "of the issuer and Valkey, per claim",
+    "flatness": "of the issuer and Valkey, per claim, less what the machine became slower for the bare worker",
 }
 
 
@@ -58,11 +58,11 @@ class _Claims(IssuerBench[Wish]):
             self._bare = await exits.enter_async_context(world.bare(answer))
             rate = await self._try_out(trial, trial_size)
             each = max(int(rate * wish.seconds * SPARE), 1)
-            need = each * (wish.pairs + 3) + 1  # the open schedule takes less than two of them
+            need = each * (2 * wish.pairs + 2) + 1  # the open schedule takes less than two of them
             ground = await world.open_round(need + wish.claims, wish.algorithm)
             crowd = Crowd(world, ground, self._signers, wish.algorithm)
             await world.knock(ground, self._issuer.port, wish.algorithm)
-            await self._alternate(crowd, each)
+            await self._alternate(crowd, each, "bare", "claim")
             await self._on_schedule(crowd)
             await self._last_ones(crowd, each)
         return await self._report(trial, crowd)
@@ -74,13 +74,14 @@ class _Claims(IssuerBench[Wish]):
         rate = (await self._send("trial", self._issuer, files)).rate_per_s
         return max(rate, limit * RATIOS[self._wish.algorithm])  # one slow trial must not cut all stretches short
 
-    async def _alternate(self, crowd: Crowd, each: int) -> None:
+    async def _alternate(self, crowd: Crowd, each: int, bare: str, real: str) -> None:
+        """Pairs of stretches, of the bare worker and of the issuer, under these names."""
         for pair in range(self._wish.pairs):
             self._tell(f"pair {pair + 1} of {self._wish.pairs}: signing {each:,} claims")
             files = await crowd.sign(each)
             self._tell(f"pair {pair + 1} of {self._wish.pairs}: measuring")
-            for name in ("bare", "claim") if pair % 2 == 0 else ("claim", "bare"):
-                await self._send(name, self._bare if name == "bare" else self._issuer, files, again=name == "bare")
+            for name in (bare, real) if pair % 2 == 0 else (real, bare):
+                await self._send(name, self._bare if name == bare else self._issuer, files, again=name == bare)
 
     async def _on_schedule(self, crowd: Crowd) -> None:
         rate = self._course.rate("claim") * OPEN_SHARE
@@ -98,8 +99,7 @@ class _Claims(IssuerBench[Wish]):
         while (missing := self._wish.claims - self._wins()) > 0:
             self._tell(f"filling the round: {self._wins():,} of {self._wish.claims:,}")
             await fill(self._course, self._script, crowd, min(FILL_PAGE, missing))
-        self._tell("measuring the last claims")
-        await self._send("last", self._issuer, await crowd.sign(each))
+        await self._alternate(crowd, each, "last of bare", "last")
 
     def _wins(self) -> int:
         """In the round that counts, with the one at the door."""
@@ -130,8 +130,8 @@ class _Claims(IssuerBench[Wish]):
         issuer, valkey = course.cpu_us("claim", "issuer"), course.cpu_us("claim", "valkey")
         times = course.latency("open")
         rate, limit = course.rate("claim"), course.rate("bare")
-        last = course.named("last")
-        flat = flatness(course.named("claim")[0], last[0]) if last else None
+        grown = course.grown("claim", "last", ("issuer", "valkey"))
+        flat = round(grown / course.grown("bare", "last of bare", ["bare"]), 3) if grown else None
         return Report(
             bench="claim",
             rate_per_s=rate,

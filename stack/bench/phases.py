@@ -73,6 +73,13 @@ class Course:
         """Median cost of a process in the phases of a name."""
         return round(median([phase.cpu_us.get(who, 0.0) for phase in self.named(name)]), 2)
 
+    def grown(self, first: str, last: str, who: Sequence[str]) -> float:
+        """Cost of the processes in the phases named `last`, as a multiple of `first`; 0 if there are none."""
+        if not (self.named(first) and self.named(last)):
+            return 0.0
+        before, after = (sum(self.cpu_us(name, each) for each in who) for name in (first, last))
+        return after / before if before else 0.0
+
     def latency(self, name: str) -> Latency:
         """Medians of the latencies of the phases of a name."""
         each = [phase.latency for phase in self.named(name) if phase.latency]

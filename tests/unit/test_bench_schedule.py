@@ -10,7 +10,7 @@ import pytest
 
 from stack.bench.cpu import cpu_s
 from stack.bench.lag import Move, lag_of
-from stack.bench.phases import Phase, Tell, flatness
+from stack.bench.phases import Course, Phase, Tell, flatness
 from stack.bench.report import Report, Size, target
 from stack.bench.schedule import Latency, arrivals, latency, median, rank
 from stack.bench.world import World
@@ -115,6 +115,15 @@ def phase(name: str, cost_us: float, refused: Mapping[str, int] | None = None) -
 
 def test_flatness_is_last_to_first_of_the_servers_only() -> None:
     assert flatness(phase("claim", 90), phase("last", 140)) == 1.5
+
+
+def test_costs_grow_by_medians_of_the_named_servers() -> None:
+    course = Course()
+    for name, cost_us in (("claim", 90), ("claim", 10), ("claim", 120), ("last", 140), ("bare", 30)):
+        course.add(phase(name, cost_us))
+    assert course.grown("claim", "last", ["issuer", "valkey"]) == 1.5
+    assert course.grown("claim", "bare", ["issuer"]) == pytest.approx(1 / 3)
+    assert course.grown("claim", "no such", ["issuer"]) == 0.0
 
 
 def test_targets_are_held_on_their_side_of_the_bound() -> None:
