@@ -65,9 +65,10 @@ class Coalescer(Generic[Item, Answer]):
         self._deadline_s = deadline_s
         self._flushes_max = flushes_max
         self._queues: dict[Hashable, deque[Waiting[Item]]] = {}
+        """None is empty: callers are many, and each batch goes through all that wait."""
         self._depths: dict[Hashable, int] = {}
         self._turns: deque[Hashable] = deque()
-        """Whose queues are not empty, in the order of their turns."""
+        """Who has a queue, in the order of their turns."""
         self._batches: dict[asyncio.Task[None], list[Waiting[Item]]] = {}
         """What is under way, by the task that sees to it."""
         self._look: asyncio.TimerHandle | None = None
@@ -96,7 +97,6 @@ class Coalescer(Generic[Item, Answer]):
         queue = self._queues.get(caller)
         if queue is None:
             queue = self._queues[caller] = deque()
-        if not queue:
             self._turns.append(caller)
         queue.append(Waiting(items, future, loop.time(), is_one))
         self._depths[caller] = depth + len(items)
@@ -159,7 +159,7 @@ class Coalescer(Generic[Item, Answer]):
             taken = self._take_share(caller, room, not batch, share)
             batch += taken
             room -= sum(len(waiting.items) for waiting in taken)
-            if self._queues[caller]:
+            if caller in self._queues:
                 (self._turns if taken else passed_over).append(caller)
         self._turns.extendleft(reversed(passed_over))
         return batch
@@ -177,6 +177,8 @@ class Coalescer(Generic[Item, Answer]):
                 taken.append(waiting)
                 room -= size
                 share -= size
+        if not queue:
+            del self._queues[caller], self._depths[caller]
         return taken
 
     async def _flush_batch(self, batch: "Sequence[Waiting[Item]]") -> None:

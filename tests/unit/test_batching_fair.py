@@ -86,3 +86,12 @@ async def test_callers_of_singles_share_each_batch_alike() -> None:
     served = store.served(5)
     assert served.total() == 5 * BATCH_MAX
     assert max(served[caller] for caller in crowd) - min(served[caller] for caller in crowd) <= BATCH_MAX / 4
+
+
+async def test_who_was_served_leaves_nothing_behind() -> None:
+    """Thirty thousand shops that sold something once must not be looked through for every batch ever after."""
+    store = Store()
+    desk = coalescer(store)
+    await all_of(desk, store, *(singles(desk, f"shop {number}", 2) for number in range(500)))
+    assert not desk._queues and not desk._depths and not desk._turns
+    assert await desk.submit("again", "shop 7") == "again"
