@@ -19,10 +19,13 @@ _REDUNDANCY_BITS = _BLOCK_BITS - ID_BITS
 _HALVES = struct.Struct(">QQ")
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _PAIRS = [a + b for a in _ALPHABET for b in _ALPHABET]
+_DIGITS = "0123456789abcdefghijklmnopqrstuv"
+"""The same 32 values as `int` reads them."""
 # What people type for what was printed: Crockford's rules, and dashes or blanks between groups.
-_READ = {ord(c): c for c in _ALPHABET} | {ord(c.lower()): c for c in _ALPHABET}
-_READ |= {ord(seen): meant for seen, meant in zip("OoIiLl", "001111", strict=True)} | {ord("-"): "", ord(" "): ""}
-_VALUE = {c: i for i, c in enumerate(_ALPHABET)}
+_SEEN = _ALPHABET + _ALPHABET.lower() + "OoIiLl"
+_MEANT = _DIGITS + _DIGITS + "001111"
+_READ = bytes(dict(zip(_SEEN.encode(), _MEANT.encode(), strict=True)).get(byte, ord("!")) for byte in range(256))
+_BETWEEN = b"- "
 
 
 class _Key(NamedTuple):
@@ -73,16 +76,11 @@ class CodeBook:
 
 def number_of(code: str, length: int) -> int | None:
     """What a code of so many characters says, five bits each, as people type it; None when it is no such code."""
-    text = code.translate(_READ)
-    if len(text) != length:
-        return None
-    number = 0
+    text = code.encode("ascii", "replace").translate(_READ, _BETWEEN)
     try:
-        for character in text:
-            number = number << 5 | _VALUE[character]
-    except KeyError:
+        return int(text, 32) if len(text) == length else None
+    except ValueError:
         return None
-    return number
 
 
 def spelled(number: int, length: int) -> str:

@@ -150,7 +150,7 @@ class Till:
             shown = Presented(named, None)
         if caller.holder_no not in self._catalogue.current.merchants:
             raise Overloaded("the merchant was enrolled a moment ago")
-        attempt = self._attempt(caller, request, number(scope, caller.holder_no, request_no), shown)
+        attempt = self._attempt(caller, request, scope, request_no, shown)
         attempt.is_mistimed, attempt.taken_at = is_mistimed, taken_at
         attempt.hold_ttl_s = request.hold_ttl_s if isinstance(request, HoldRequest) else None
         return await self._desk.submit(attempt, caller.holder_no)
@@ -159,22 +159,22 @@ class Till:
         self,
         caller: Caller,
         request: RedeemRequest | HoldRequest | OfflineRedemption,
-        sent: Number,
+        scope: Scope,
+        request_no: str,
         shown: Presented,
     ) -> Attempt:
-        voucher_id = shown.voucher_id
+        voucher_id, holder_no = shown.voucher_id, caller.holder_no
+        sent_with = body_hash(voucher_id, request.order_no, request.bill_fen)
         return Attempt(
             caller=caller,
-            request_no=sent.text,
+            request_no=request_no,
             order_no=request.order_no,
             bill_fen=request.bill_fen,
             other_offers=request.other_offers,
             voucher_id=voucher_id,
             bucket=bucket_of(unpack_voucher_id(voucher_id).partition, self._catalogue.current.buckets),
-            number=sent._replace(
-                voucher_id=voucher_id, body_hash=body_hash(voucher_id, request.order_no, request.bill_fen)
-            ),
-            order=number(Scope.ORDER, caller.holder_no, request.order_no, voucher_id=voucher_id),
+            number=number(scope, holder_no, request_no, body_hash=sent_with, voucher_id=voucher_id),
+            order=number(Scope.ORDER, holder_no, request.order_no, voucher_id=voucher_id),
             window=shown.window,
         )
 

@@ -157,7 +157,7 @@ class Ledger:
 
     async def _taken_by(self, query: str, numbers: Sequence[Number], oldest: int, buckets: int) -> list[bool]:
         async def ask(part: Sequence[Number], bucket: int) -> list[bool]:
-            scopes, keys, hashes, vouchers, merchants, texts = zip(*part, strict=True)
+            scopes, keys, hashes, vouchers, merchants, texts, _ = zip(*part, strict=True)
             async with connected(self._pool) as conn:
                 rows = await conn.fetch(
                     _queries[query], bucket, oldest, scopes, keys, hashes, vouchers, merchants, texts
@@ -171,7 +171,7 @@ class Ledger:
         """The vouchers that numbers stand for."""
 
         async def ask(part: Sequence[Number], bucket: int) -> list[int | None]:
-            scopes, keys, _, _, merchants, texts = zip(*part, strict=True)
+            scopes, keys, _, _, merchants, texts, _ = zip(*part, strict=True)
             async with connected(self._pool) as conn:
                 rows = await conn.fetch(_queries["find"], bucket, scopes, keys, merchants, texts)
             found = {row["item"]: row["voucher_id"] for row in rows}

@@ -11,7 +11,7 @@ from hashlib import blake2b
 from typing import NamedTuple
 from uuid import UUID
 
-from kernel.partitions import bucket_of_key
+from kernel.partitions import bucket_of, partition_of
 
 
 class Scope(StrEnum):
@@ -29,7 +29,7 @@ _TAGS = {Scope.USE: 1, Scope.REFUND: 2, Scope.ORDER: 3, Scope.HOLD: 4, Scope.CAN
 
 class Number(NamedTuple):
     """A merchant's number with what it was sent with. `body_hash` of a payment's number is 0: it stands for its
-    voucher, whatever else is sent with it."""
+    voucher, whatever else is sent with it. `partition`: of its key, which says where its home is."""
 
     scope: Scope
     key: UUID
@@ -37,20 +37,26 @@ class Number(NamedTuple):
     voucher_id: int
     merchant_no: int
     text: str
+    partition: int
 
     def home(self, buckets: int) -> int:
         """The bucket in which it is decided."""
-        return bucket_of_key(self.key.bytes, buckets)
+        return bucket_of(self.partition, buckets)
 
 
 def number(scope: Scope, merchant_no: int, text: str, *, body_hash: int = 0, voucher_id: int = 0) -> Number:
     """A number as a merchant sent it."""
-    return Number(scope, number_key(scope, merchant_no, text), body_hash, voucher_id, merchant_no, text)
+    key = _key_bytes(scope, merchant_no, text)
+    return Number(scope, UUID(bytes=key), body_hash, voucher_id, merchant_no, text, partition_of(key))
 
 
 def number_key(scope: Scope, merchant_no: int, text: str) -> UUID:
     """16 bytes that stand for one merchant's number in one scope."""
-    return UUID(bytes=blake2b(b"%d:%d:%s" % (_TAGS[scope], merchant_no, text.encode()), digest_size=16).digest())
+    return UUID(bytes=_key_bytes(scope, merchant_no, text))
+
+
+def _key_bytes(scope: Scope, merchant_no: int, text: str) -> bytes:
+    return blake2b(b"%d:%d:%s" % (_TAGS[scope], merchant_no, text.encode()), digest_size=16).digest()
 
 
 def body_hash(*parts: object) -> int:
