@@ -58,7 +58,7 @@ class Load(msgspec.Struct):
 
 def load_of(wins: Sequence[Win], catalogue: Catalogue) -> Load:
     """All of a log's entries that were read at once. KeyError for a stock that the catalogue does not know."""
-    rows: list[bytes] = [_SIGNATURE]
+    rows: list[bytes] = []
     ids: dict[tuple[int, int], list[int]] = defaultdict(list)
     latest_ms: dict[tuple[int, int], int] = {}
     packs, buckets = _packs(catalogue), catalogue.buckets
@@ -74,8 +74,8 @@ def load_of(wins: Sequence[Win], catalogue: Catalogue) -> Load:
             )
             ids[bucket, stock_no].append(voucher_id)
             latest_ms[bucket, stock_no] = win.claimed_ms
-    rows.append(_TRAILER)
-    return Load(b"".join(rows), _chunks(ids, latest_ms, catalogue), _issued(ids))
+    rows.sort()  # they begin alike up to voucher_id, so by it: the index then splits where it grows, and its pages stay full
+    return Load(b"".join([_SIGNATURE, *rows, _TRAILER]), _chunks(ids, latest_ms, catalogue), _issued(ids))
 
 
 def hash_of(voucher_ids: Iterable[int]) -> bytes:

@@ -165,7 +165,13 @@ class Moves:
         pipe = self._valkey.pipeline(transaction=False)
         for shard in shards:
             pipe.hincrby(keys.in_key(shard, round_no), str(lost), FENCE)
-        return dict(zip(shards, await guard(pipe.execute()), strict=True))
+        numbers = dict(zip(shards, await guard(pipe.execute()), strict=True))
+        if self._replicas:  # what is dealt again must not come in after a failover took the fence away
+            for shard in shards:
+                await read_replicated(
+                    self._valkey, keys.tag(shard), self._replicas, keys.in_key(shard, round_no), str(lost)
+                )
+        return numbers
 
     async def _arrived(self, wanted: Wanted, taker: int, views: Sequence[View]) -> bool:
         """Finishes what is on the way; whether some of it was for us."""

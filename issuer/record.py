@@ -146,7 +146,7 @@ def _tag_of(claim: Claim) -> int:
 
 def person_field(person_digest: bytes) -> bytes:
     """Under which name the script keeps what a person won."""
-    return person_digest[3:8]
+    return person_digest[2:8]
 
 
 def request_member(digest: bytes) -> int:

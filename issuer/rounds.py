@@ -30,7 +30,8 @@ def unpublished_round(catalogue: Catalogue, round_: Round, offset_ms: int) -> Pu
     return PublishedRound(
         round_no=round_.round_no,
         opens_ms=to_ms(round_.opens_at + _NOT_YET),  # rounded up: not a part of a millisecond too early
-        hash_buckets=units // (catalogue.shards * HASH_ENTRIES) + 1,
+        hash_buckets=units // (catalogue.shards * HASH_ENTRIES)
+        | 1,  # odd: bucket and field then tell most people apart
         fields={
             "closes_ms": to_ms(round_.closes_at),
             "offset_ms": offset_ms,

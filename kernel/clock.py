@@ -9,6 +9,7 @@ import os
 import struct
 import time
 from datetime import UTC, date, datetime, timedelta
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 from zoneinfo import ZoneInfo
@@ -16,6 +17,8 @@ from zoneinfo import ZoneInfo
 CITY_ZONE = ZoneInfo("Asia/Shanghai")
 
 _OFFSET = struct.Struct("<q")
+_MOMENTS_KEPT = 256
+"""Requests that are booked together have one moment: it is put in city time once."""
 
 
 class Clock(Protocol):
@@ -116,7 +119,7 @@ def from_ms(ms: int) -> datetime:
 
 def business_day(moment: datetime) -> date:
     """The city's calendar day of a moment; settlement is by this day."""
-    return moment.astimezone(CITY_ZONE).date()
+    return _in_city(moment)[0]
 
 
 def end_of_day(moment: datetime, days: int = 1) -> datetime:
@@ -132,5 +135,10 @@ def ends_at(valid_until: datetime, valid_days: int | None, claimed_at: datetime)
 
 def rfc3339(moment: datetime) -> str:
     """A moment as partners read it: city time with its offset, milliseconds when there are any."""
-    spec = "milliseconds" if moment.microsecond else "seconds"
-    return moment.astimezone(CITY_ZONE).isoformat(timespec=spec)
+    return _in_city(moment)[1]
+
+
+@lru_cache(_MOMENTS_KEPT)
+def _in_city(moment: datetime) -> tuple[date, str]:
+    there = moment.astimezone(CITY_ZONE)
+    return there.date(), there.isoformat(timespec="milliseconds" if moment.microsecond else "seconds")

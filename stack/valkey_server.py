@@ -15,7 +15,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from stack import leftovers
-from stack.binaries import valkey_allocator, valkey_program
+from stack.binaries import valkey_program
 from stack.child import Child, Program
 from stack.errors import StackError
 from stack.ports import free_port
@@ -111,7 +111,7 @@ class ValkeyServer:
         return Program(
             name=self.name,
             argv=(str(valkey_program()), str(self.data / "valkey.conf")),
-            env={"LC_ALL": "C", "LD_PRELOAD": str(valkey_allocator())},
+            env={"LC_ALL": "C"},
             folder=self.data,
             log=self._log,
             is_ready=self._answers,

@@ -29,11 +29,11 @@
 --   {s0}:round:<no>        opens_ms closes_ms offset_ms hash_buckets serial partner_limit person_limit face_max
 --                          campaign_no stages slots; slots: four bytes an offer, partner_no 2, group_no, group_limit
 --   {s0}:stock:<no>        left total moved state adjusted; total is what stages are shares of
---   {s0}:who:<no>:<bkt>    hash: 5 bytes of the person digest -> what they won, one record a win:
+--   {s0}:who:<no>:<bkt>    hash: 6 bytes of the person digest -> what they won, one record a win:
 --                          slot 1, body tag 4, serial 3, ms after opening 3            while all of them fit, else
 --                          slot 2 (first bit set), body tag 4, serial 4, ms 5
 --   {s0}:req:<no>:<bkt>    set of integers: 48 bits of each request digest that won
---   {s0}:cap:<campaign>:<bkt>  hash: 5 bytes of the person digest -> face_fen they won in the campaign, if it is capped
+--   {s0}:cap:<campaign>:<bkt>  hash: 6 bytes of the person digest -> face_fen they won in the campaign, if it is capped
 --   {s0}:log               the stream that the drain reads; one entry a call, all its wins in field w
 -- Small hashes stay listpacks and small sets intsets, so a win costs its bytes and no key (docs/adr/0010-thirty-bytes-a-win.md).
 -- Cost: four to six O(1) commands a granted claim, two of them writes.
@@ -196,7 +196,7 @@ local function claim(c)
     if not round.known then return 'UNPUBLISHED' end
 
     local person_bucket = bucket_of(c, 6, 16777216)
-    local who_key, who = round.who .. person_bucket % round.buckets, sub(c, 9, 13)
+    local who_key, who = round.who .. person_bucket % round.buckets, sub(c, 8, 13)
     local body = unpack_('>I4', c, 30)
     local records = call('HGET', who_key, who)
     local told = records and told_before(round, records, slot, body)
