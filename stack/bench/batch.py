@@ -98,8 +98,7 @@ class _Batches(IssuerBench[Wish]):
         wrong = course.wrong() + await check.wrongs(self._world, told)
         rate, limit, times = course.rate("batch"), course.rate("script"), course.latency("batch")
         issuer, valkey = course.cpu_us("batch", "issuer"), course.cpu_us("batch", "valkey")
-        each = course.named("batch")
-        flat = flatness(each[0], each[-1])
+        flat = flatness(course.named("batch"))
         size_b = round((after.lasting - before.lasting) / wins, 2)
         either = rate >= RATE_PER_S or rate / limit >= RATIO
         return Report(
@@ -125,7 +124,7 @@ class _Batches(IssuerBench[Wish]):
                 target("cost, last to first", "at most", FLATNESS, flat),
             ],
             size=await self._size(
-                items=sum(phase.items for phase in each),
+                items=sum(phase.items for phase in course.named("batch")),
                 people=wins,
                 connections=wish.connections,
                 workers=wish.workers,

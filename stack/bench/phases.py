@@ -95,7 +95,9 @@ class Course:
         ]
 
 
-def flatness(first: Phase, last: Phase, who: Sequence[str] = ("issuer", "valkey")) -> float:
-    """What the last claims cost of processor time, as a multiple of the first."""
-    costs = [sum(phase.cpu_us.get(each, 0.0) for each in who) for phase in (first, last)]
-    return round(costs[1] / costs[0], 3) if costs[0] else 0.0
+def flatness(phases: Sequence[Phase], who: Sequence[str] = ("issuer", "valkey")) -> float:
+    """What claims cost of processor time in the last third of the phases, as a multiple of the first third; medians."""
+    third = max(len(phases) // 3, 1)
+    costs = [sum(phase.cpu_us.get(each, 0.0) for each in who) for phase in phases]
+    first, last = median(costs[:third]), median(costs[-third:])
+    return round(last / first, 3) if first else 0.0

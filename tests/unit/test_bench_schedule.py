@@ -114,7 +114,9 @@ def phase(name: str, cost_us: float, refused: Mapping[str, int] | None = None) -
 
 
 def test_flatness_is_last_to_first_of_the_servers_only() -> None:
-    assert flatness(phase("claim", 90), phase("last", 140)) == 1.5
+    assert flatness([phase("claim", 90), phase("claim", 140)]) == 1.5
+    steps = [90, 10, 90, 30, 30, 30, 140, 140, 700]
+    assert flatness([phase("claim", cost_us) for cost_us in steps]) == 1.5
 
 
 def test_costs_grow_by_medians_of_the_named_servers() -> None:
