@@ -5,9 +5,10 @@
 SELECT partner_no FROM partner WHERE partner_id = $1::text
 
 -- name: vouchers_of_numbers
--- Vouchers by the keys of their claims' numbers, all there are.
+-- Vouchers by their claims' numbers ($2) and the keys of these ($1), all there are. Of some 160,000 numbers a few share a key.
 SELECT out_request_no, person, voucher_id FROM voucher
- WHERE request_key & 524287 = ANY (ARRAY(SELECT k & 524287 FROM unnest($1::integer[]) AS k)) AND request_key = ANY ($1) ORDER BY voucher_id
+ WHERE request_key & 524287 = ANY (ARRAY(SELECT k & 524287 FROM unnest($1::integer[]) AS k)) AND request_key = ANY ($1)
+   AND out_request_no = ANY ($2) ORDER BY voucher_id
 
 
 -- name: deeds_of_vouchers

@@ -41,5 +41,6 @@ def weigh(asked: Mapping[str, Ask], won: Mapping[str, str], entries: Iterable[En
 async def read_entries(conn: Connection, partner_id: str, numbers: Iterable[str], codes: CodeBook) -> list[Entry]:
     """The vouchers that a partner's numbers brought, as the books hold them."""
     partner_no = await conn.fetchval(_queries["partner_no"], partner_id)
-    rows = await conn.fetch(_queries["vouchers_of_numbers"], [request_key(partner_no, number) for number in numbers])
+    keys = {number: request_key(partner_no, number) for number in numbers}
+    rows = await conn.fetch(_queries["vouchers_of_numbers"], list(keys.values()), list(keys))
     return [Entry(row["out_request_no"], row["person"].hex, codes.encode(row["voucher_id"])) for row in rows]
