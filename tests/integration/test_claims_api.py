@@ -3,13 +3,16 @@
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
+from itertools import count
 from typing import Any
 
 import pytest
 import pytest_asyncio
 
 from antifraud.gate import block_person, digest_person, shard_tag
+from issuer.record import request_key
 from kernel.errors import Code
+from stack.faults.books import read_entries
 from tests import stores
 from tests.city import PACE, City, Reply, assert_problem, open_city, unchanged
 from tests.city_plan import FACE, FEW, MINIMUM, NOON, person
@@ -435,3 +438,30 @@ async def test_a_batch_of_a_thousand_is_answered_in_order_and_again(city: City) 
         again = await city.call(city.issuer, "wechat", "POST", "/v1/claims:batch", {"claims": claims})
     assert [item["claim"] for item in again.json["results"]] == results
     assert all(item["replayed"] for item in again.json["results"])
+
+
+async def test_numbers_that_share_a_key_are_two_numbers(city: City) -> None:
+    """The books keep four bytes of a number's hash: among a hundred thousand claims some two are alike."""
+    async with city.database.connection("hanquan_auditor") as conn:
+        partner_no = await conn.fetchval("SELECT partner_no FROM partner WHERE partner_id = 'wechat'")
+    first, second = _alike(partner_no)
+    codes = [
+        (await city.claim("dining", person(at), number=number)).json["voucher_code"]
+        for at, number in ((90, first), (91, second))
+    ]
+    await city.drain()
+    for at, number, code in ((90, first, codes[0]), (91, second, codes[1])):
+        path = f"/v1/claims/{number}?person_token={person(at)}"
+        assert (await city.call(city.issuer, "wechat", "GET", path)).json["voucher_code"] == code
+        async with city.database.connection("hanquan_auditor") as conn:
+            entries = await read_entries(conn, "wechat", [number], city.codes)
+            assert [(entry.number, entry.code) for entry in entries] == [(number, code)]
+            assert not await conn.fetchval("SELECT count(*) FROM request_clash WHERE out_request_no = $1", number)
+
+
+def _alike(partner_no: int) -> tuple[str, str]:
+    seen: dict[int, str] = {}
+    for number in map("alike-{:08}".format, count()):
+        if (other := seen.setdefault(request_key(partner_no, number), number)) != number:
+            return other, number
+    raise AssertionError
