@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.timeout(120), pytest.mark.asyncio(loop_scope="module")
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def town(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Town]:
-    async with open_town(tmp_path_factory.mktemp("town"), Size(rounds=4, seed=3)) as made:
+    async with open_town(tmp_path_factory.mktemp("town"), Size(rounds=6, seed=3)) as made:
         yield made
 
 
@@ -37,13 +37,15 @@ async def test_some_rounds_lose_and_double_nothing(town: Town) -> None:
         ("commit_reply_lost", "day_closed"),
         ("one_voucher_wanted", "settled_in_refunds"),
         ("replies_delayed", "worker_killed"),
+        ("clock_jumped", "backend_killed"),
+        ("stock_expired",),
     )
     await drill.audit()
     report = drill.report
     assert (report.lost, report.doubled, report.violations, report.wrong) == (0, 0, 0, [])
     assert report.holds and report.examined > 1_000
     assert report.acknowledged > 100
-    assert sum(report.faults.values()) + sum(report.missed.values()) == 6
+    assert sum(report.faults.values()) + sum(report.missed.values()) == 9
     assert 0 < report.recovery_s_p50 <= report.recovery_s_max <= 10
 
 
