@@ -12,7 +12,8 @@ SELECT out_request_no, person, voucher_id FROM voucher
 
 
 -- name: deeds_of_vouchers
--- Everything tills did with these vouchers: uses, refunds, holds, cancellations of holds.
+-- Everything tills did with these vouchers: uses, refunds, holds, cancellations of holds. One that came when the hold had
+-- run out may be written down, so that nobody confirms it afterwards, and ended nothing.
 WITH asked AS (SELECT * FROM unnest($1::bigint[]) AS a(voucher_id)), deed AS (
     SELECT r.merchant_no, 'redeem' AS verb, r.use_request_no AS number, r.voucher_id, r.attempt, r.bill_fen AS fen, r.subsidy_fen,
            false AS lives_on
@@ -25,7 +26,8 @@ WITH asked AS (SELECT * FROM unnest($1::bigint[]) AS a(voucher_id)), deed AS (
       FROM hold h JOIN asked USING (voucher_id)
     UNION ALL
     SELECT h.merchant_no, 'cancel', e.request_no, h.voucher_id, h.attempt, h.bill_fen, h.subsidy_fen, false
-      FROM hold h JOIN asked USING (voucher_id) JOIN hold_end e USING (bucket, voucher_id, attempt) WHERE e.outcome = 'CANCELLED'
+      FROM hold h JOIN asked USING (voucher_id) JOIN hold_end e USING (bucket, voucher_id, attempt)
+     WHERE e.outcome = 'CANCELLED' AND e.ended_at < h.expires_at
 )
 SELECT m.merchant_id, d.* FROM deed d JOIN merchant m USING (merchant_no);
 
