@@ -31,7 +31,7 @@ MISMATCH = mismatch("refund_request_no")
 
 
 class Attempt(msgspec.Struct, kw_only=True):
-    """One request on its way through the steps; `outcome` ends it."""
+    """One request on its way through the steps; `outcome` ends it. `ends_at`: of the voucher that it gives back."""
 
     caller: Caller
     request: RefundRequest
@@ -42,6 +42,7 @@ class Attempt(msgspec.Struct, kw_only=True):
     state: UseState | None = None
     subsidy_fen: int = 0
     is_restored: bool = False
+    ends_at: datetime | None = None
     outcome: Done | Refusal | None = None
 
 
@@ -116,7 +117,7 @@ class RefundDesk:
             refunds = [_take_back(attempt) for attempt in part]
             return await self._ledger.refund(refunds, bucket, now, business_day(now))
 
-        free = [attempt for attempt in attempts if attempt.outcome is None]
+        free = [attempt for attempt in attempts if attempt.outcome is None and _is_before_its_end(attempt, now)]
         booked = await each_bucket(free, lambda attempt: attempt.bucket, book)
         for attempt, (outcome, credit, subsidy_fen, at) in zip(free, booked, strict=True):
             attempt.outcome = self._settle(attempt, outcome, credit, subsidy_fen, at)
@@ -177,13 +178,16 @@ def _judge(attempt: Attempt, state: UseState, catalogue: Catalogue, now: datetim
     )
     if state.room_fen is not None and state.room_fen < attempt.subsidy_fen:
         return REFUND_DEBT
+    attempt.ends_at = valid_until_of(offer, state.claimed_at)
     attempt.is_restored = (
-        offer.refund_policy == "RESTORE"
-        and state.refunds == 0
-        and asked_fen == paid_fen
-        and now < valid_until_of(offer, state.claimed_at)
+        offer.refund_policy == "RESTORE" and state.refunds == 0 and asked_fen == paid_fen and now < attempt.ends_at
     )
     return None
+
+
+def _is_before_its_end(attempt: Attempt, now: datetime) -> bool:
+    """Else the voucher that would be given back ran out since it was looked at: it is looked at again."""
+    return not attempt.is_restored or attempt.ends_at is None or now < attempt.ends_at
 
 
 def _word(
