@@ -94,7 +94,7 @@ async def _locked(data: Path) -> list[Locked]:
     async with _seat(data) as seat:
         locks = await read_locks(seat.valkey, to_ms(seat.now), within_s=READ_WITHIN_S)
         names = await _names(seat.conn, locks.locked)
-    ends = sorted(locks.locked.items(), key=lambda lock: lock[1])
+    ends = sorted(locks.locked.items(), key=lambda lock: (lock[1], lock[0]))
     return [Locked(names.get(terminal, str(terminal)), rfc3339(from_ms(until_ms))) for terminal, until_ms in ends]
 
 

@@ -342,8 +342,8 @@ async def test_control_a_part_rounded_up_is_found(database: stores.Database, mon
 async def test_control_a_number_without_its_merchant_is_found(
     database: stores.Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    of_merchant = numbers.number_key
-    monkeypatch.setattr(numbers, "number_key", lambda scope, merchant_no, text: of_merchant(scope, 0, text))
+    of_merchant = numbers._key_bytes
+    monkeypatch.setattr(numbers, "_key_bytes", lambda scope, merchant_no, text: of_merchant(scope, 0, text))
     await _is_found(database)
 
 
