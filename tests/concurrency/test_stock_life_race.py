@@ -47,15 +47,19 @@ async def claim_batch(city: City, service: str, people: "count[int]") -> list[di
 
 # ---------------------------------------------------------------- quantities
 
+IN_VAIN_MAX = 200
+"""Batches, some 20 ms apart, without a win."""
+
 
 async def hammer(city: City, people: "count[int]", stop: asyncio.Event) -> int:
-    """Claims until it is told to stop and nothing is left; how many it won."""
-    won = 0
+    """Claims until it is told to stop and nothing is left, or nothing was had for long; how many it won."""
+    won = in_vain = 0
     while True:
         results = await claim_batch(city, city.issuer, people)
         granted = sum(result["status"] == 200 for result in results)
-        won += granted
-        if stop.is_set() and all(code_of(result) == Code.SOLD_OUT for result in results):
+        won, in_vain = won + granted, 0 if granted else in_vain + 1
+        is_gone = all(code_of(result) == Code.SOLD_OUT for result in results)
+        if stop.is_set() and (is_gone or in_vain > IN_VAIN_MAX):
             return won
         await asyncio.sleep(0.005 if granted else 0.02)
 

@@ -184,10 +184,10 @@ def requests(path: Path, count: int) -> list[str]:
 @pytest.fixture
 def stalling() -> Answering:
     """A moment after the first request nothing is answered for 0.3 s."""
-    loop = asyncio.get_event_loop()
     began: list[float] = []
 
     async def answer(writer: asyncio.StreamWriter) -> None:
+        loop = asyncio.get_running_loop()
         began.append(now := loop.time()) if not began else None
         now = loop.time() - began[0]
         if STALL_FROM_S <= now < STALL_FROM_S + STALL_S:
