@@ -140,6 +140,13 @@ DO $$ DECLARE v_function regprocedure; BEGIN
         EXECUTE format('ALTER FUNCTION %s SET citus.allow_nested_distributed_execution = on', v_function);
         PERFORM create_distributed_function(v_function, 'p_bucket', colocate_with => 'bucket_turn');
     END LOOP;
+    -- These are called in statements, too, and there they run where the rows are.
+    FOR v_function IN SELECT f.oid FROM pg_proc f WHERE f.pronamespace = 'public'::regnamespace
+                       AND f.proname IN ('refund_room_fen', 'is_stock_expired', 'expired_stocks', 'cap_broken', 'is_use_live') ORDER BY f.proname LOOP
+        EXECUTE format('ALTER FUNCTION %s SET plan_cache_mode = force_custom_plan', v_function);
+        EXECUTE format('ALTER FUNCTION %s SET citus.allow_nested_distributed_execution = on', v_function);
+        PERFORM create_distributed_function(v_function, 'p_bucket', colocate_with => 'bucket_turn');
+    END LOOP;
 END $$;
 
 -- ---------------------------------------------------------------- who may do what

@@ -27,6 +27,7 @@ from tests import stores
 from tests.city import City, open_city
 from tests.city_plan import FACE, NOON, person
 from tests.town import assert_books
+from tests.verbs import life, plain, subscribe
 
 DSN = os.environ.get("HANQUAN_CITUS_DSN", "")
 PLANS = {
@@ -175,11 +176,15 @@ async def test_a_redemption_is_a_transaction_of_one_node(city: City) -> None:
     at = await nodes(city)
     for node in at.values():
         assert {name: await node.fetchval("SELECT current_setting($1)", name) for name in QUIET} == QUIET
-    codes = await vouchers(city)
+    codes = await vouchers(city, each=3)
+    await subscribe(city)
     before = {group: await counters(node) for group, node in at.items()}
     for n, code in enumerate(codes):
-        assert (await city.redeem("NOODLES", code, number=f"single-{n:04}")).status == 200
-        assert (await city.refund("NOODLES", f"single-{n:04}")).status == 200
+        if n % 3 == 0:
+            assert (await city.redeem("NOODLES", code, number=f"single-{n:04}")).status == 200
+            assert (await city.refund("NOODLES", f"single-{n:04}")).status == 200
+        else:
+            await (life if n % 3 == 1 else plain)(city, code, f"verbs-{n:03}{n % 2}")
     after = {group: await counters(node) for group, node in at.items()}
     for group in at:
         assert after[group].multi == before[group].multi, f"node {group} ran a statement over several shards"

@@ -321,7 +321,7 @@ async def test_control_a_hold_that_ran_out_is_confirmed(
     database: stores.Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(holds, "HOLD_RUN_OUT", None)  # the desk does not tell, and the books do not look
-    await _patched(database, "end_holds", "s.is_past OR s.expires_at <= p_at OR", "s.is_past OR")
+    await _patched(database, "end_holds", "h.expires_at <= p_at OR is_stock", "is_stock")
     await _is_found(database)
 
 
