@@ -2,7 +2,7 @@
 
 import msgspec
 
-from kernel.clock import Clock, rfc3339
+from kernel.clock import Clock, business_day, rfc3339
 from kernel.codes import CodeBook
 from kernel.errors import Refusal
 from kernel.ids import unpack_voucher_id
@@ -122,7 +122,7 @@ class Finder:
 
     async def _redemption(self, caller: Caller, voucher_id: int, use_request_no: str) -> RedemptionAnswer | None:
         asked = [(voucher_id, caller.holder_no, use_request_no, "")]
-        [state] = await self._ledger.use_states(asked, self._bucket(voucher_id))
+        [state] = await self._ledger.use_states(asked, self._bucket(voucher_id), business_day(self._clock.now()))
         offer = None if state.stock_no is None else self._catalogue.current.offers.get(state.stock_no)
         if offer is None or state.redeemed_at is None:
             return None

@@ -66,7 +66,7 @@ class HoldState(msgspec.Struct, frozen=True, kw_only=True):
 
 class UseState(msgspec.Struct, frozen=True, kw_only=True):
     """A redemption by its number, and what was given back of it. `mine_*`: by the very refund that asks; `room_fen`:
-    how much more of closed days' sales the merchant may give back, None for a sale of an open day."""
+    how much more of earlier days' sales the merchant may give back, None for a sale of the day itself."""
 
     stock_no: int | None
     attempt: int | None
@@ -192,9 +192,10 @@ class Ledger:
         """For each (voucher_id, merchant_no, hold_request_no), in order, the hold."""
         return await self._read(HoldState, "hold_states", bucket, *_turned(asked))
 
-    async def use_states(self, asked: Sequence[tuple[int, int, str, str]], bucket: int) -> list[UseState]:
-        """For each (voucher_id, merchant_no, use_request_no, refund_request_no), in order, the redemption."""
-        return await self._read(UseState, "use_states", bucket, *_turned(asked))
+    async def use_states(self, asked: Sequence[tuple[int, int, str, str]], bucket: int, day: date) -> list[UseState]:
+        """For each (voucher_id, merchant_no, use_request_no, refund_request_no), in order, the redemption as it stands
+        on a day."""
+        return await self._read(UseState, "use_states", bucket, *_turned(asked), day)
 
     async def redeem(
         self, uses: Sequence[Use], bucket: int, now: datetime, oldest: int

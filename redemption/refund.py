@@ -83,7 +83,7 @@ class RefundDesk:
 
         async def states(part: Sequence[Attempt], bucket: int) -> list[UseState]:
             asked = [(a.voucher_id, a.caller.holder_no, a.use.text, a.number.text) for a in part]
-            return await self._ledger.use_states(asked, bucket)
+            return await self._ledger.use_states(asked, bucket, business_day(now))
 
         read = await each_bucket(known, lambda attempt: attempt.bucket, states)
         for attempt, state in zip(known, read, strict=True):

@@ -5,7 +5,7 @@ clock's business day.
 `judge` says what a request must be answered now and changes nothing; `commit` books it.
 """
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
@@ -127,7 +127,7 @@ class Voucher:
         return not uses or any(part.credit == "ISSUED" for part in uses[-1].parts)
 
 
-CHANGED = ("fen", "uncounted_fen", "use_of", "hold_of", "voucher_of_order", "refund_of", "cancel_of")
+CHANGED = ("fen", "use_of", "hold_of", "voucher_of_order", "refund_of", "cancel_of")
 
 
 class Model:
@@ -138,9 +138,6 @@ class Model:
         self.vouchers: dict[int, Voucher] = {}
         self.fen: dict[Account, int] = defaultdict(int)
         self.closed: dict[int, date] = {}
-        self.uncounted_fen: Counter[tuple[int, int]] = Counter()
-        """By bucket and shop: refunds of sales of an earlier day that was still open. The limit of debts does not know
-        of them, and the sale may be paid before the refund is settled."""
         self.expired: set[tuple[int, int]] = set()
         self.use_of: dict[tuple[int, str], Attempt] = {}
         self.hold_of: dict[tuple[int, str], Attempt] = {}
@@ -350,7 +347,7 @@ class Model:
         if request.cash_fen == 0 and use.paid_fen > 0:
             return _no("REFUND_OF_NOTHING")
         back_fen = self._taken_back_fen(use, request.cash_fen)
-        if use.booked_on < self.first_open(use.voucher.bucket) and self._room_fen(use) < back_fen:
+        if use.booked_on < self.day(use.voucher.bucket, self.now) and self._room_fen(use) < back_fen:
             return _no("REFUND_DEBT")
         return self._give_back(use, request, back_fen)
 
@@ -377,8 +374,6 @@ class Model:
 
         def commit() -> None:
             booked_on = self.day(voucher.bucket, self.now)
-            if self.first_open(voucher.bucket) <= use.booked_on < booked_on:
-                self.uncounted_fen[voucher.bucket, use.shop] += back_fen
             part = Part(request.number, request.cash_fen, back_fen, credit, self.now, booked_on)
             use.parts.append(part)
             self.refund_of[request.shop, request.number] = use, part, answer
@@ -388,7 +383,7 @@ class Model:
         return answer, commit
 
     def _room_fen(self, use: Attempt) -> int:
-        """What a shop may still give back of sales of closed days: the agreed debt, less what it owes since the last
+        """What a shop may still give back of sales of earlier days: the agreed debt, less what it owes since the last
         close. What a campaign owes it for closed days is no room: it may be on its way to the bank."""
         bucket, first_open = use.voucher.bucket, self.first_open(use.voucher.bucket)
         closed_fen = {campaign: self.fen[bucket, campaign, use.shop, "PAYABLE"] for campaign in CAMPAIGNS}
@@ -401,7 +396,7 @@ class Model:
             for part in each.parts:
                 if part.booked_on >= first_open:
                     closed_fen[terms.campaign] += part.subsidy_fen
-                    back_fen += part.subsidy_fen if each.booked_on < first_open else 0
+                    back_fen += part.subsidy_fen if each.booked_on < part.booked_on else 0
         return DEBT_MAX[use.shop] + sum(min(0, fen) for fen in closed_fen.values()) - back_fen
 
     # ------------------------------------------------------------ money and days

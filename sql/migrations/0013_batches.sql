@@ -270,12 +270,12 @@ BEGIN
                 WHEN s.mine_at IS NOT NULL THEN 'REPLAYED'
                 WHEN s.refunds_now <> s.refunds THEN 'CHANGED'
                 WHEN s.earlier_fen + s.subsidy_fen > s.whole_fen THEN 'RETURNED' -- the caller knows; here for good measure
-                WHEN s.booked_on < v_first_open AND refund_room_fen(p_bucket, s.merchant_no, v_first_open) < s.asked_fen THEN 'OVER_LIMIT'
+                WHEN s.booked_on < v_day AND refund_room_fen(p_bucket, s.merchant_no, v_first_open) < s.asked_fen THEN 'OVER_LIMIT'
                 ELSE 'DONE' END)::till_outcome AS outcome
           FROM (
             SELECT a.item, a.subsidy_fen, a.is_restored, a.refunds, a.merchant_no, r.attempt, r.stock_no, r.booked_on, r.subsidy_fen AS whole_fen,
                    f.credit AS mine_credit, f.subsidy_fen AS mine_fen, f.refunded_at AS mine_at, earlier.refunds_now, earlier.earlier_fen,
-                   sum(a.subsidy_fen) FILTER (WHERE r.booked_on < v_first_open AND f.attempt IS NULL) OVER (PARTITION BY a.merchant_no ORDER BY a.item) AS asked_fen
+                   sum(a.subsidy_fen) FILTER (WHERE r.booked_on < v_day AND f.attempt IS NULL) OVER (PARTITION BY a.merchant_no ORDER BY a.item) AS asked_fen
               FROM unnest(p_voucher_id, p_merchant_no, p_use_request_no, p_refund_request_no, p_subsidy_fen, p_is_restored, p_refunds)
                 WITH ORDINALITY AS a(voucher_id, merchant_no, use_request_no, refund_request_no, subsidy_fen, is_restored, refunds, item)
               LEFT JOIN LATERAL (SELECT u.voucher_id, u.attempt, u.stock_no, u.booked_on, u.subsidy_fen FROM redemption u
@@ -301,6 +301,21 @@ BEGIN
     RETURN QUERY SELECT j.item, j.outcome, j.credit, j.subsidy_fen, j.refunded_at
       FROM unnest(v_outcome, v_credit, v_fen, v_at) WITH ORDINALITY AS j(outcome, credit, subsidy_fen, refunded_at, item);
 END $$;
+
+-- How much more of the sales of earlier days may be refunded at a merchant before it owes the city more than agreed.
+-- What it is owed for closed days is no room, nor does what one campaign owes it cover what it owes another: a batch may
+-- be paying that out right now. Nor is what an earlier day that is still open will bring: it may be closed and paid
+-- before the refund is. Refunds on the day of the sale do not count: each takes back its own sale and no more.
+CREATE OR REPLACE FUNCTION refund_room_fen(p_bucket smallint, p_merchant_no integer, p_first_open date) RETURNS bigint
+    LANGUAGE sql STABLE AS $$
+    SELECT ((SELECT m.refund_debt_fen_max FROM merchant m WHERE m.merchant_no = p_merchant_no)
+         + coalesce((SELECT sum(least(0, a.credits_fen - a.debits_fen)) FROM account a
+                      WHERE a.bucket = p_bucket AND a.merchant_no = p_merchant_no AND a.kind = 'PAYABLE'), 0)
+         - coalesce((SELECT sum(f.subsidy_fen) FROM refund f
+                       JOIN redemption r ON r.bucket = f.bucket AND r.voucher_id = f.voucher_id AND r.attempt = f.attempt
+                      WHERE f.bucket = p_bucket AND f.merchant_no = p_merchant_no AND f.booked_on >= p_first_open
+                        AND r.booked_on < f.booked_on), 0))::bigint
+$$;
 
 REVOKE EXECUTE ON FUNCTION expired_stocks, tell_partners FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION expired_stocks, tell_partners TO hanquan_redemption;

@@ -91,13 +91,15 @@ SELECT item, outcome::text AS outcome, ended_at FROM end_holds($1, $2, $3, $4, $
 
 -- name: use_states
 -- Redemptions ($2 voucher, $3 merchant, $4 number) of one bucket with what was given back, in all and by one refund ($5).
--- room_fen: how much more of closed days' sales the merchant may give back; null for a sale of an open day. Array position = item, from 1.
+-- room_fen: how much more of earlier days' sales the merchant may give back; null for a sale of the day on which a refund
+-- would be booked, which is today ($6) or the first open one. Array position = item, from 1.
 SELECT a.item, r.stock_no, r.attempt, r.bill_fen, r.subsidy_fen, r.order_no, r.redeemed_at, v.person, v.claimed_at,
        coalesce(f.refunds, 0)::smallint AS refunds, coalesce(f.refunded_fen, 0)::bigint AS refunded_fen, coalesce(f.back_fen, 0)::bigint AS back_fen,
        f.is_restored, f.refunded_at, f.refund_request_no, m.refund_fen AS mine_refund_fen, m.subsidy_fen AS mine_subsidy_fen,
        m.refunded_at AS mine_at, m.credit::text AS mine_credit, m.back_fen AS mine_back_fen,
-       CASE WHEN r.booked_on < day.first_open THEN refund_room_fen($1, a.merchant_no, day.first_open) END AS room_fen
-  FROM (SELECT max(c.day) + 1 AS first_open FROM day_close c WHERE c.bucket = $1) AS day CROSS JOIN unnest($2::bigint[], $3::integer[], $4::text[], $5::text[]) WITH ORDINALITY AS a(voucher_id, merchant_no, use_request_no, refund_request_no, item)
+       CASE WHEN r.booked_on < greatest($6, day.first_open) THEN refund_room_fen($1, a.merchant_no, day.first_open) END AS room_fen
+  FROM (SELECT coalesce(max(c.day) + 1, '-infinity') AS first_open FROM day_close c WHERE c.bucket = $1) AS day
+ CROSS JOIN unnest($2::bigint[], $3::integer[], $4::text[], $5::text[]) WITH ORDINALITY AS a(voucher_id, merchant_no, use_request_no, refund_request_no, item)
   LEFT JOIN voucher v ON v.bucket = $1 AND v.voucher_id = a.voucher_id
   LEFT JOIN LATERAL (SELECT u.* FROM redemption u WHERE u.bucket = $1 AND u.voucher_id = a.voucher_id
         AND u.merchant_no = a.merchant_no AND u.use_request_no = a.use_request_no) r ON true

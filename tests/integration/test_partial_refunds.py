@@ -186,6 +186,39 @@ async def test_statement_flow_and_partner_tell_each_part(city: City) -> None:
     assert {call.voucher["voucher_code"] for call in calls} == {code}
 
 
+# ---------------------------------------------------------------- debts
+
+
+@pytest.mark.parametrize("is_control", [False, True])
+async def test_yesterday_counts_for_debts_before_it_is_closed(city: City, is_control: bool) -> None:
+    """It may be closed and paid before today's refunds are. The control counts closed days only."""
+    codes = await vouchers(city, 5, stock_of("RETURN_TO_BUDGET"))
+    mine = next(part for b in (0, 1) if len(part := [code for code in codes if bucket_of_code(city, code) == b]) >= 3)
+    uses = [f"yesterday-{is_control}-{n}" for n in range(3)]
+    for code, number in zip(mine[:2], uses, strict=False):
+        assert (await city.redeem("DUMPLINGS", code, number=number, bill_fen=BILL)).status == 200
+    pool = city.database.pool
+    room = await pool.fetchval("SELECT pg_get_functiondef('refund_room_fen'::regproc)")
+    await pool.execute(
+        "UPDATE merchant SET refund_debt_fen_max = $1 WHERE merchant_id = 'DUMPLINGS'", (1 + is_control) * FUNDED
+    )
+    with at(city, NOON + timedelta(days=1)):
+        assert (await city.refund("DUMPLINGS", uses[0], refund_fen=PAID)).status == 200
+        if is_control:
+            counted = "r.booked_on < f.booked_on"
+            assert room.count(counted) == 1
+            await pool.execute(room.replace(counted, "r.booked_on < p_first_open"))
+        second = await city.refund("DUMPLINGS", uses[1], refund_fen=PAID)
+        await pool.execute(room)
+    if is_control:
+        assert second.status == 200, "the first refund was forgotten"
+    else:
+        assert_problem(second, Code.RULE_LIMIT, "REFUND_DEBT")
+        with at(city, NOON + timedelta(days=1)):
+            assert (await city.redeem("DUMPLINGS", mine[2], number=uses[2], bill_fen=BILL)).status == 200
+            assert (await city.refund("DUMPLINGS", uses[2], refund_fen=PAID)).status == 200, "a sale of its own day"
+
+
 # ---------------------------------------------------------------- settled sales (last: they close days)
 
 

@@ -94,7 +94,7 @@ class Model:
         pending = sum(
             FACE_FEN for one in self.sold
             if (one.sale.merchant_no, one.sale.bucket) == (merchant_no, bucket)
-            and one.refunded_on and not self.is_closed(one.refunded_on) and self.is_closed(one.day)
+            and one.refunded_on and not self.is_closed(one.refunded_on) and one.day < one.refunded_on
         )  # fmt: skip
         return DEBT_FEN_MAX + min(0, self.closed_payable()[merchant_no, bucket]) - pending
 
@@ -149,7 +149,7 @@ class World:
         if one.refunded_on is not None:
             assert outcome == "ALREADY_REFUNDED"
             return outcome
-        if model.is_closed(one.day) and model.refund_room_fen(*place) < FACE_FEN:
+        if one.day < model.booking_day(self.today) and model.refund_room_fen(*place) < FACE_FEN:
             assert outcome == "OVER_LIMIT"
             return outcome
         assert outcome == "REFUNDED"
