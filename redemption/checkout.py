@@ -24,6 +24,7 @@ from redemption.lockout import NO_SUCH_CODE, Lockout
 from redemption.numbers import Number, Scope, body_hash, number
 from redemption.offers import Offer, Other, Saving, judge, valid_until_of
 from redemption.refusals import (
+    BEFORE_CLAIM,
     CAP_CAMPAIGN,
     CAP_MONTH,
     CONFIRMING,
@@ -31,6 +32,7 @@ from redemption.refusals import (
     LONG_OVER,
     OFFLINE_AGE_MAX,
     ONE_A_PAYMENT,
+    SKEW_MAX,
     TOO_OLD,
     USED,
     mismatch,
@@ -244,7 +246,11 @@ class Till:
     def _judge_rules(self, attempt: Attempt, offer: Offer, state: VoucherState, now: datetime) -> Refusal | None:
         if attempt.taken_at is not None and attempt.taken_at < now - OFFLINE_AGE_MAX:
             return TOO_OLD
-        attempt.judged_at = attempt.taken_at or now
+        attempt.judged_at = now
+        if attempt.taken_at is not None and state.claimed_at is not None:
+            if attempt.taken_at < state.claimed_at - SKEW_MAX:
+                return BEFORE_CLAIM
+            attempt.judged_at = max(attempt.taken_at, state.claimed_at)
         saving = judge(
             offer,
             self._catalogue.current.merchants[attempt.caller.holder_no],

@@ -5,7 +5,6 @@ Each is judged on its own, by the rules as of the moment it was taken, and booke
 
 import asyncio
 from collections.abc import Sequence
-from datetime import timedelta
 from typing import Any
 
 import msgspec
@@ -15,10 +14,8 @@ from kernel.clock import Clock
 from kernel.errors import Code, HanquanError, Refusal
 from kernel.signing import Caller
 from redemption.checkout import Till
+from redemption.refusals import SKEW_MAX
 from redemption.wire import Done, OfflineRedemption
-
-SKEW_MAX = timedelta(minutes=5)
-"""How far ahead of ours a till's clock may be: as far as for a signature."""
 
 FROM_FUTURE = Refusal(
     code=Code.RULE_LIMIT,

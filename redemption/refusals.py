@@ -6,6 +6,8 @@ from kernel.errors import Code, Refusal
 
 OFFLINE_AGE_MAX = timedelta(hours=72)
 """How long after it was taken a redemption may be uploaded."""
+SKEW_MAX = timedelta(minutes=5)
+"""How far off ours an offline till's clock may be: as far as for a signature."""
 
 USED = Refusal(code=Code.USED_BY_ANOTHER_ORDER, detail="the voucher cannot be used any more", pointer="voucher_code")
 HELD = Refusal(
@@ -54,7 +56,7 @@ ALREADY_REFUNDED = Refusal(
 REFUND_DEBT = Refusal(
     code=Code.RULE_LIMIT,
     rule="REFUND_DEBT",
-    detail="refunds of settled sales would exceed what this merchant may owe; wait for the next settlement",
+    detail="refunds of earlier days' sales would exceed what this merchant may owe; wait for the next settlement",
 )
 
 
@@ -62,6 +64,14 @@ TOO_OLD = Refusal(
     code=Code.RULE_LIMIT,
     rule="OFFLINE_TOO_OLD",
     detail=f"taken more than {OFFLINE_AGE_MAX // timedelta(hours=1)} hours ago; it cannot be uploaded any more",
+    pointer="taken_at",
+)
+
+
+BEFORE_CLAIM = Refusal(
+    code=Code.RULE_LIMIT,
+    rule="OFFLINE_BEFORE_CLAIM",
+    detail="taken before the voucher was claimed; set the till's clock right",
     pointer="taken_at",
 )
 

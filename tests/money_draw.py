@@ -208,7 +208,11 @@ class Draw:
         request = self._redeem(about)
         now = self.world.model.now
         ago = timedelta(seconds=self.one([0, 1, 300, 3_600, 40_000, 86_400, 259_200, 259_201]))
-        return request._replace(taken_at=max(OPENS, now - ago)) if isinstance(request, Redeem) else None
+        return (
+            request._replace(taken_at=max(OPENS - timedelta(minutes=10), now - ago))
+            if isinstance(request, Redeem)
+            else None
+        )
 
     def _lock(self, about: Voucher | None = None) -> Request | None:
         voucher = about or self._voucher()

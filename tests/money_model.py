@@ -110,6 +110,7 @@ class Voucher:
     stock: int
     bucket: int
     person: int
+    claimed_at: datetime
     attempts: list[Attempt] = field(default_factory=list)
 
     @property
@@ -192,6 +193,9 @@ class Model:
         if mine is not None:
             return (Answer("REPLAYED", (mine.used_at,)), None) if _is_same(mine, request) else MISMATCH
         at = min(request.taken_at or self.now, self.now)
+        voucher = self.vouchers.get(request.voucher_id)
+        if voucher is not None and voucher.claimed_at - SKEW_MAX <= at < voucher.claimed_at:
+            at = voucher.claimed_at
         if refused := self._not_usable(request, at):
             return refused
 
@@ -229,6 +233,8 @@ class Model:
             return _no("LOCKED_BY_ANOTHER_ORDER")
         if at < self.now - OFFLINE_AGE_MAX:
             return _no("OFFLINE_TOO_OLD")
+        if at < min(voucher.claimed_at, self.now):
+            return _no("OFFLINE_BEFORE_CLAIM")
         if at >= VALID_UNTIL:
             return _no("EXPIRED")
         if request.bill_fen < voucher.terms.minimum_fen:

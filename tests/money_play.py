@@ -163,11 +163,12 @@ class World:
         fresh, bucket = [], bucket_of_person(claim.claims[0][0])
         if (bucket, claim.stock) in model.expired:
             return
-        for person, serial in claim.claims:
-            fresh.append(Voucher(voucher_id_of(claim.stock, person, serial), claim.stock, bucket, person))
-        claims = [(v.voucher_id, PEOPLE[v.person], f"claim-{v.voucher_id}") for v in fresh]
         self.serial += 1
-        self.city.drain(claim.stock, fresh[0].bucket, claims, OPENS + timedelta(seconds=self.serial), self.serial)
+        at = OPENS + timedelta(seconds=self.serial)
+        for person, serial in claim.claims:
+            fresh.append(Voucher(voucher_id_of(claim.stock, person, serial), claim.stock, bucket, person, at))
+        claims = [(v.voucher_id, PEOPLE[v.person], f"claim-{v.voucher_id}") for v in fresh]
+        self.city.drain(claim.stock, fresh[0].bucket, claims, at, self.serial)
         model.add(fresh)
 
     def _ask(self, ask: Ask) -> None:

@@ -7,12 +7,13 @@ import msgspec
 
 import sql
 from kernel.postgres import Connection
+from redemption.refusals import OFFLINE_AGE_MAX
 from redemption.settlement.batch import fetch_one
 from redemption.settlement.refusals import Refused, Why, staff_name
 from redemption.settlement.settle import as_refused
 
-EXPIRY_GRACE = timedelta(hours=1)
-"""A till that accepted a voucher in its last minute has this long to get it booked."""
+EXPIRY_GRACE = OFFLINE_AGE_MAX + timedelta(hours=1)
+"""A till that took a voucher offline in its last minute has so long to upload it, and an hour to get it booked."""
 
 _queries = sql.load("settlement")
 

@@ -398,6 +398,6 @@ async def _settle(connection: Connection) -> None:
 
 async def _end_first_round(connection: Connection) -> None:
     """Unused vouchers of round one expire; their money goes where it is ordered."""
-    assert await expire_over(connection, at(26, 4, 30))
+    assert await expire_over(connection, at(26, 4, 30), timedelta(hours=1))
     for to, reference in ((ReturnTo.CITY_FUND, "minutes 12"), (ReturnTo.BUDGET, "minutes 13")):
         _good(await return_unused(connection, CAMPAIGN, to, 1_000, "zhao", reference, at(26, 4, 40)))

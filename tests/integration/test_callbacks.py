@@ -28,7 +28,7 @@ from issuer.callbacks.envelope import CallbackKey
 from issuer.callbacks.event import EventKey, Kind
 from issuer.callbacks.outbox import Outbox
 from kernel.clock import ManualClock, SystemClock
-from redemption.settlement.expire import expire_over
+from redemption.settlement.expire import EXPIRY_GRACE, expire_over
 from tests import stores
 from tests.callback_world import (
     CODES,
@@ -44,7 +44,7 @@ from tests.callback_world import (
 )
 from tests.town import DAY, VALID_DAYS, at, later
 
-AFTER = at(later(VALID_DAYS)) + timedelta(hours=2)
+AFTER = at(later(VALID_DAYS)) + EXPIRY_GRACE + timedelta(hours=1)
 
 
 @pytest.fixture

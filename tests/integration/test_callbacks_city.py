@@ -41,7 +41,7 @@ async def test_a_voucher_s_whole_life_is_told(cluster: stores.Cluster, tmp_path:
         back = (await city.refund("NOODLES", "use-0001", number="back-0001")).json
         assert (first["state"], back["voucher_state"]) == ("USED", "EFFECTIVE")
         await eventually(lambda: len(wechat.taken) == 4)
-        city.clock.move_to(NOON + timedelta(days=8))
+        city.clock.move_to(NOON + timedelta(days=11))
         async with city.database.connection("hanquan_finance") as conn:
             await expire_over(conn, city.clock.now())
         await eventually(lambda: len(wechat.taken) == 6)

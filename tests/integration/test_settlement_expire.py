@@ -6,14 +6,14 @@ from datetime import timedelta
 import asyncpg
 import pytest
 
-from redemption.settlement.expire import Expired, Returned, ReturnTo, expire_over, return_unused
+from redemption.settlement.expire import EXPIRY_GRACE, Expired, Returned, ReturnTo, expire_over, return_unused
 from redemption.settlement.refusals import Refused, Why
 from redemption.settlement.settle import close_day
 from tests import stores
 from tests.town import CAMPAIGN_NO, DAY, FACE_FEN, FUND_FEN, VALID_DAYS, Town, assert_books, at, build, contents, later
 
 END = at(later(VALID_DAYS))
-AFTER = END + timedelta(hours=1, seconds=1)
+AFTER = END + EXPIRY_GRACE + timedelta(seconds=1)
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ async def test_unused_vouchers_of_all_buckets_expire_once(town: Town, database: 
     await town.issue(2, bucket=1)
     await town.issue(5, stock_no=2)
     async with database.connection("hanquan_finance") as conn:
-        assert await expire_over(conn, END + timedelta(minutes=59)) == []
+        assert await expire_over(conn, END + timedelta(hours=72, minutes=59)) == []
         expired = await expire_over(conn, AFTER)
         assert expired == [
             Expired(stock_id="RESTORE-1", voucher_count=6), Expired(stock_id="RETURN-1", voucher_count=5)

@@ -19,7 +19,7 @@ from kernel.postgres import Connection
 from redemption.settlement.answer import Answered, answer
 from redemption.settlement.answer_csv import AnswerRow, write_answer
 from redemption.settlement.batch import Batch, get_lines
-from redemption.settlement.expire import Returned, ReturnTo, expire_over, return_unused
+from redemption.settlement.expire import EXPIRY_GRACE, Returned, ReturnTo, expire_over, return_unused
 from redemption.settlement.refusals import Refused, Why
 from redemption.settlement.settle import approve, propose, reject
 from tests import stores
@@ -264,7 +264,7 @@ class World:
     async def expire(self) -> None:
         model = self.model
         await expire_over(self.conn, self.now)
-        if self.now <= at(day_after(VALID_DAYS), 1):
+        if self.now < at(day_after(VALID_DAYS)) + EXPIRY_GRACE:
             return
         for (_, bucket), count in model.unused.items():
             model.issued[bucket] -= count * FACE_FEN

@@ -117,7 +117,7 @@ async def _carries_money_that_finance_returned(city: City) -> None:
     before = await budgets(city)
     city.clock.move_to(NOON + timedelta(days=7, hours=2))
     async with city.database.connection("hanquan_finance") as conn:
-        (expired,) = await expire_over(conn, city.clock.now())
+        (expired,) = await expire_over(conn, city.clock.now(), timedelta(hours=1))
         assert expired.voucher_count == CLAIMED
         async with unchanged(city):
             replayed = await roll(city)
