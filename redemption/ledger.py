@@ -9,6 +9,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import date, datetime
+from operator import itemgetter
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -26,7 +27,7 @@ Act = Callable[[Sequence[Item], int], Awaitable[Sequence[Answer]]]
 _queries = sql.load("checkout")
 
 
-class VoucherState(msgspec.Struct, frozen=True, kw_only=True):
+class VoucherState(msgspec.Struct, frozen=True):
     """How a voucher stands, seen by one request. `cap`: the cap (till_outcome) that its use would break; `mine_*`: what
     this very request did before; `is_stock_expired` is looked at for an upload only."""
 
@@ -45,7 +46,7 @@ class VoucherState(msgspec.Struct, frozen=True, kw_only=True):
     mine_expires_at: datetime | None
 
 
-class HoldState(msgspec.Struct, frozen=True, kw_only=True):
+class HoldState(msgspec.Struct, frozen=True):
     """A hold by its number; all None when there is none. `ended*`: how it ended before its time (hold_outcome), when,
     and under which number; None when it did not."""
 
@@ -64,7 +65,7 @@ class HoldState(msgspec.Struct, frozen=True, kw_only=True):
     is_past: bool
 
 
-class UseState(msgspec.Struct, frozen=True, kw_only=True):
+class UseState(msgspec.Struct, frozen=True):
     """A redemption by its number, and what was given back of it. `mine_*`: by the very refund that asks; `room_fen`:
     how much more of earlier days' sales the merchant may give back, None for a sale of the day itself."""
 
@@ -235,8 +236,8 @@ class Ledger:
     async def _read(self, shape: type[Row], query: str, *arguments: object) -> list[Row]:
         async with connected(self._pool) as conn:
             rows = await conn.fetch(_queries[query], *arguments)
-        fields = shape.__struct_fields__
-        return [shape(**{field: row[field] for field in fields}) for row in rows]
+        fields = itemgetter(*shape.__struct_fields__)
+        return [shape(*fields(row)) for row in rows]
 
 
 async def each_bucket(

@@ -39,6 +39,7 @@ class Stack:
     settings    more environment for every service, such as HANQUAN_CLOCK_FILE
     settings_of   the same for single services, by name
     cluster     three Valkey primaries with a replica each, in place of one Valkey
+    buckets     of a new city (stack/new_city.py)
     notice      is told, in a plain line, when a process crashed or came back
 
     Entering raises StackError for expected trouble, and then leaves nothing running. Enter it in
@@ -61,6 +62,7 @@ class Stack:
         settings: Mapping[str, str] | None = None,
         settings_of: Mapping[str, Mapping[str, str]] | None = None,
         cluster: bool = False,
+        buckets: int | None = None,
         notice: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.folder = DataFolder(data)
@@ -71,6 +73,7 @@ class Stack:
         self._settings_of = settings_of or {}
         self._base_port = base_port
         self._cluster = cluster
+        self._buckets = buckets
         self._ports: dict[str, int] = {}
         self._health_ports: dict[str, int] = {}
         self._programs: dict[str, Program] = {}
@@ -165,7 +168,7 @@ class Stack:
 
     async def _found_city(self) -> None:
         async with administrator(self.dsn("hanquan_operator")) as conn:
-            await found_city(conn, self.valkey_url)
+            await found_city(conn, self.valkey_url, self._buckets)
 
     async def _run(self, programs: Sequence[Program]) -> None:
         self._programs |= {program.name: program for program in programs}

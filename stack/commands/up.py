@@ -27,12 +27,27 @@ Cluster = Annotated[
         help="Three Valkey primaries, each with a replica, in place of one Valkey. A folder made so stays so.",
     ),
 ]
+Buckets = Annotated[
+    int | None,
+    Parameter(
+        help="Into how many parts a new city's books are cut, for good: 1, or 16 and more when it shall grow past one "
+        "machine (docs/citus.md).",
+        validator=Number(gte=1, lte=1024),
+    ),
+]
 
 
-def up(*, data: Data = DEFAULT, port: Port = BASE_PORT, workers: Workers = 1, cluster: Cluster = False) -> None:
+def up(
+    *,
+    data: Data = DEFAULT,
+    port: Port = BASE_PORT,
+    workers: Workers = 1,
+    cluster: Cluster = False,
+    buckets: Buckets = None,
+) -> None:
     """Start the whole stack on this machine and stay until Ctrl-C."""
     services = with_workers(SERVICES, "issuer", workers)
-    run(_up(Stack(data, services=services, base_port=port, cluster=cluster, notice=_notice)))
+    run(_up(Stack(data, services=services, base_port=port, cluster=cluster, buckets=buckets, notice=_notice)))
     out.print("stopped")
 
 

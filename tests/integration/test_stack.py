@@ -18,6 +18,7 @@ from stack.data_folder import DataFolder
 from stack.errors import StackError
 from stack.postgres_server import NOT_DURABLE, PostgresServer
 from stack.running import Stack
+from stack.stores import administrator
 from stack.valkey_server import ValkeyServer
 from tests import stores
 from tests.small_service import SECOND, SMALL
@@ -93,6 +94,23 @@ async def test_data_and_secrets_are_the_owners_alone_and_stay(tmp_path: Path) ->
         assert await notes(stack) == ["kept"]
         async with Redis.from_url(stack.valkey_url) as client:
             assert await client.get("kept") == b"1"
+
+
+async def test_a_city_keeps_the_buckets_that_it_was_founded_with(tmp_path: Path) -> None:
+    async with Stack(tmp_path / "one", services=(SMALL,)) as stack:
+        assert await buckets_of(stack) == 1
+    async with Stack(tmp_path / "data", services=(SMALL,), buckets=16) as stack:
+        assert await buckets_of(stack) == 16
+    async with Stack(tmp_path / "data", services=(SMALL,)) as stack:
+        assert await buckets_of(stack) == 16
+    with pytest.raises(StackError, match="founded with 16 buckets"):
+        await Stack(tmp_path / "data", services=(SMALL,), buckets=8).__aenter__()
+
+
+async def buckets_of(stack: Stack) -> int:
+    """Into how many its city is cut."""
+    async with administrator(stack.dsn()) as conn:
+        return int(await conn.fetchval("SELECT buckets FROM city"))
 
 
 async def test_two_folders_hold_two_stacks_and_one_folder_one(tmp_path: Path) -> None:
