@@ -254,5 +254,12 @@ async def each_bucket(
     return [answers[place] for place in range(len(answers))]
 
 
-def _turned(rows: Sequence[tuple[Any, ...]]) -> list[list[Any]]:
-    return [list(column) for column in zip(*rows, strict=True)]
+def _turned(rows: Sequence[tuple[Any, ...]]) -> list[Sequence[Any]]:
+    """Columns in place of rows. One of nothing but None or False goes empty, which PostgreSQL reads as nulls: most of
+    what a batch might say (a hold, an upload) most batches do not, and each item that is sent costs."""
+    return [() if _says_nothing(column) else column for column in zip(*rows, strict=True)]
+
+
+def _says_nothing(column: tuple[Any, ...]) -> bool:
+    first = column[0]
+    return (first is None or first is False) and column.count(first) == len(column)

@@ -9,7 +9,8 @@ over all buckets, and a second body under it is found wherever the voucher lives
 from enum import StrEnum
 from hashlib import blake2b
 from typing import NamedTuple
-from uuid import UUID
+
+from asyncpg.pgproto.pgproto import UUID
 
 from kernel.partitions import bucket_of, partition_of
 
@@ -32,7 +33,7 @@ class Number(NamedTuple):
     voucher, whatever else is sent with it. `partition`: of its key, which says where its home is."""
 
     scope: Scope
-    key: UUID
+    key: UUID  # the driver's: a uuid.UUID that is made, hashed and sent in C
     body_hash: int
     voucher_id: int
     merchant_no: int
@@ -47,12 +48,12 @@ class Number(NamedTuple):
 def number(scope: Scope, merchant_no: int, text: str, *, body_hash: int = 0, voucher_id: int = 0) -> Number:
     """A number as a merchant sent it."""
     key = _key_bytes(scope, merchant_no, text)
-    return Number(scope, UUID(bytes=key), body_hash, voucher_id, merchant_no, text, partition_of(key))
+    return Number(scope, UUID(key), body_hash, voucher_id, merchant_no, text, partition_of(key))
 
 
 def number_key(scope: Scope, merchant_no: int, text: str) -> UUID:
     """16 bytes that stand for one merchant's number in one scope."""
-    return UUID(bytes=_key_bytes(scope, merchant_no, text))
+    return UUID(_key_bytes(scope, merchant_no, text))
 
 
 def _key_bytes(scope: Scope, merchant_no: int, text: str) -> bytes:

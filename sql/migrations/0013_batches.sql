@@ -34,7 +34,7 @@ END $$;
 -- The caller has checked the offer's rules (they never change); here only what another request may have changed is
 -- decided. p_is_use_here, p_is_order_here: this bucket is the number's own, so it is looked at here; otherwise it is
 -- registered in its own. p_taken_at, p_taken_on: moment and business day of the use; p_is_offline: the till's word, not ours.
--- Array position = item number in the answer, from 1.
+-- Array position = item number in the answer, from 1. An array that is empty reads as nulls, which say no.
 CREATE OR REPLACE FUNCTION redeem_batch(p_bucket smallint, p_at timestamptz, p_oldest bigint,
         p_voucher_id bigint[], p_stock_no integer[], p_merchant_no integer[], p_terminal_no integer[],
         p_bill_fen bigint[], p_subsidy_fen bigint[], p_request_no text[], p_order_no text[], p_expires_at timestamptz[],
@@ -71,7 +71,7 @@ BEGIN
         SELECT a.item, a.stock_no, a.taken_at, a.expires_at, a.expires_at IS NOT NULL AS is_hold, last.redeemed_at AS mine_at, held.held_at, held.held_until,
                (greatest(last.attempt, held.attempt, 0::smallint) + 1)::smallint AS attempt,
                (CASE
-                WHEN CASE WHEN NOT a.is_use_here THEN false
+                WHEN CASE WHEN a.is_use_here IS NOT TRUE THEN false
                           WHEN a.expires_at IS NOT NULL THEN is_hold_taken(p_bucket, p_oldest, a.merchant_no, a.request_no, a.voucher_id)
                           ELSE EXISTS (SELECT FROM redemption r
                                 WHERE number_hash(r.use_request_no, r.merchant_no) = number_hash(a.request_no, a.merchant_no) AND r.bucket = p_bucket
