@@ -196,7 +196,6 @@ class Till:
                     a.request_no,
                     a.hold_ttl_s is not None,
                     business_day(a.taken_at or now),
-                    a.taken_at is not None,
                 )
                 for a in part
             ]

@@ -29,7 +29,7 @@ _queries = sql.load("checkout")
 
 class VoucherState(msgspec.Struct, frozen=True):
     """How a voucher stands, seen by one request. `cap`: the cap (till_outcome) that its use would break; `mine_*`: what
-    this very request did before; `is_stock_expired` is looked at for an upload only."""
+    this very request did before."""
 
     stock_no: int | None
     person: UUID | None
@@ -183,11 +183,10 @@ class Ledger:
     # ------------------------------------------------------------ vouchers, each in its bucket
 
     async def states(
-        self, asked: Sequence[tuple[int, int, str, bool, date, bool]], bucket: int, now: datetime
+        self, asked: Sequence[tuple[int, int, str, bool, date]], bucket: int, now: datetime
     ) -> list[VoucherState]:
-        """For each (voucher_id, merchant_no, request_no, is_hold, day, is_offline), in order, how it stands."""
-        *columns, are_offline = _turned(asked)
-        return await self._read(VoucherState, "voucher_states", bucket, *columns, now, are_offline)
+        """For each (voucher_id, merchant_no, request_no, is_hold, day), in order, how the voucher stands."""
+        return await self._read(VoucherState, "voucher_states", bucket, *_turned(asked), now)
 
     async def hold_states(self, asked: Sequence[tuple[int, int, str]], bucket: int) -> list[HoldState]:
         """For each (voucher_id, merchant_no, hold_request_no), in order, the hold."""

@@ -87,7 +87,7 @@ class QuoteDesk:
         buckets = self._catalogue.current.buckets
 
         async def states(part: Sequence[Presented], bucket: int) -> list[VoucherState]:
-            asked = [(read.voucher_id, 0, "", False, business_day(now), False) for read in part]
+            asked = [(read.voucher_id, 0, "", False, business_day(now)) for read in part]
             return await self._ledger.states(asked, bucket, now)
 
         read = await each_bucket(

@@ -194,13 +194,14 @@ class Model:
             return (Answer("REPLAYED", (mine.used_at,)), None) if _is_same(mine, request) else MISMATCH
         at = min(request.taken_at or self.now, self.now)
         voucher = self.vouchers.get(request.voucher_id)
-        if voucher is not None and voucher.claimed_at - SKEW_MAX <= at < voucher.claimed_at:
-            at = voucher.claimed_at
+        is_offline = request.taken_at is not None
+        if is_offline and voucher is not None and voucher.claimed_at - SKEW_MAX <= at < voucher.claimed_at:
+            at = voucher.claimed_at  # a till's clock that is behind
         if refused := self._not_usable(request, at):
             return refused
 
         def commit() -> None:
-            self._use(self._attempt(request, at), request.number, at, is_offline=request.taken_at is not None)
+            self._use(self._attempt(request, at), request.number, at, is_offline=is_offline)
 
         return Answer("DONE", (at,)), commit
 
