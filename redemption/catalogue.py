@@ -43,6 +43,7 @@ class Catalogue(msgspec.Struct, frozen=True):
             city = await conn.fetchrow(_queries["city"])
             offers = [Offer.of(dict(row)) for row in await conn.fetch(_queries["stocks"])]
             oldest_round = await conn.fetchval(_queries["oldest_round"], now - REMEMBERED)
+            await conn.execute(_queries["analyze_young"])
             if merchants is None:
                 rows = in_turns(await conn.fetch(_queries["merchants"], now))
                 merchants = {row["merchant_no"]: Merchant(**row) async for row in rows}

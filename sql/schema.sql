@@ -2818,6 +2818,28 @@ CREATE FUNCTION round_tables() RETURNS SETOF text
     SELECT c.relname::text FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'voucher_id'
      WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = 'p' ORDER BY c.oid DESC $$;
 
+-- Services keep the plans that they made for a round's tables. Of a table that is empty, or nearly, PostgreSQL believes
+-- that reading any of its indexes costs the same, so such a plan may read all of it for each voucher (ADR 22).
+CREATE FUNCTION analyze_young() RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp SET lock_timeout = '50ms' AS $$
+DECLARE
+    v_table  regclass;
+    v_count  integer := 0;
+BEGIN
+    FOR v_table IN SELECT c.oid FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+                    WHERE i.inhparent IN (SELECT to_regclass('public.' || t) FROM round_tables() t)
+                      AND c.relkind = 'r' AND c.reltuples >= 0 AND c.relpages < 1000 -- autovacuum sees to larger ones
+                      AND pg_relation_size(c.oid) > 4 * 8192 * c.relpages::bigint LOOP
+        BEGIN
+            EXECUTE format('ANALYZE %s', v_table);
+            v_count := v_count + 1;
+        EXCEPTION WHEN lock_not_available THEN NULL; -- somebody is at it
+        END;
+    END LOOP;
+    RETURN v_count;
+END $$;
+COMMENT ON FUNCTION analyze_young IS 'Counts small tables of rounds that have grown a lot since they were last counted, so that plans for them are made anew. How many there were.';
+
 -- Tables with rows of all rounds in one, that follow a round into the archive by themselves.
 CREATE FUNCTION round_lists() RETURNS SETOF text
     LANGUAGE sql STABLE AS $$
@@ -3098,7 +3120,7 @@ $$;
 
 SELECT make_append_only('erasure'::regclass);
 
-REVOKE EXECUTE ON FUNCTION round_tables, round_lists, renew_books, read_books, keep_until, is_step_done, first_id, archive_blocked_by, bound_round,
+REVOKE EXECUTE ON FUNCTION round_tables, analyze_young, round_lists, renew_books, read_books, keep_until, is_step_done, first_id, archive_blocked_by, bound_round,
     attach_to_archive, archive_round, archive_numbers, archive_person_use, unlinked_columns, unlink_round, begin_step, end_step, person_rows,
     person_vouchers FROM PUBLIC;
 
@@ -3140,7 +3162,8 @@ GRANT SELECT ON hold, hold_end, offline_use, person_use TO hanquan_auditor, hanq
 GRANT SELECT ON hold, hold_end TO hanquan_issuer;
 GRANT SELECT, INSERT ON hold, hold_end, offline_use, person_use TO hanquan_redemption;
 GRANT EXECUTE ON FUNCTION number_hash, person_hash, is_use_live, cap_broken, is_use_taken, is_hold_taken, is_order_taken, taken_numbers,
-    register_numbers, find_numbers, redeem_batch, end_holds, refund_batch, expired_stocks, tell_partners TO hanquan_redemption;
+    register_numbers, find_numbers, redeem_batch, end_holds, refund_batch, expired_stocks, tell_partners, analyze_young
+   TO hanquan_redemption;
 GRANT EXECUTE ON FUNCTION number_hash TO hanquan_issuer, hanquan_finance, hanquan_operator, hanquan_auditor;
 GRANT EXECUTE ON FUNCTION refund_room_fen, lock_bucket, first_open_day, is_stock_expired TO hanquan_redemption;
 

@@ -16,6 +16,10 @@ SELECT s.stock_no, s.stock_id, s.category, coalesce(n.name_zh, s.category) AS ca
 -- What a till must know of every merchant, for the catalogue in memory.
 SELECT merchant_no, merchant_id, category, district, suspended AND coalesce(suspended_until > $1::timestamptz, true) AS suspended FROM merchant;
 
+-- name: analyze_young
+-- Has plans made anew that were made for empty tables; see the function.
+SELECT analyze_young();
+
 -- name: ready
 -- Whether the store answers.
 SELECT 1;
