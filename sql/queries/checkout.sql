@@ -16,6 +16,13 @@ SELECT s.stock_no, s.stock_id, s.category, coalesce(n.name_zh, s.category) AS ca
 -- What a till must know of every merchant, for the catalogue in memory.
 SELECT merchant_no, merchant_id, category, district, suspended AND coalesce(suspended_until > $1::timestamptz, true) AS suspended FROM merchant;
 
+-- name: stores
+-- The same of terminals in stores that are of another kind than their merchant, or in another district.
+SELECT t.terminal_no, m.merchant_no, m.merchant_id, e.category, e.district,
+       m.suspended AND coalesce(m.suspended_until > $1::timestamptz, true) AS suspended
+  FROM terminal t JOIN store e USING (store_no) JOIN merchant m ON m.merchant_no = t.merchant_no
+ WHERE (e.category, e.district) <> (m.category, m.district);
+
 -- name: analyze_young
 -- Has plans made anew that were made for empty tables; see the function.
 SELECT analyze_young();
