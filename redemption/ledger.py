@@ -187,15 +187,8 @@ class Ledger:
     ) -> list[VoucherState]:
         """For each (voucher_id, merchant_no, request_no, is_hold, day), in order, how the voucher stands."""
         vouchers = [voucher_id for voucher_id, *_ in asked]
-        return await self._read(
-            VoucherState,
-            "voucher_states",
-            bucket,
-            *_turned(asked),
-            now,
-            min(vouchers, default=0),
-            max(vouchers, default=0),
-        )
+        ends = min(vouchers, default=0), max(vouchers, default=0)
+        return await self._read(VoucherState, "voucher_states", bucket, *_turned(asked), now, *ends)
 
     async def hold_states(self, asked: Sequence[tuple[int, int, str]], bucket: int) -> list[HoldState]:
         """For each (voucher_id, merchant_no, hold_request_no), in order, the hold."""
