@@ -4,12 +4,15 @@ import re
 from collections.abc import Sequence
 
 AMOUNT_FEN_MAX = 10**12
-"""Largest single amount anyone may name: ten billion yuan. Sums of a city stay far below 2**63."""
+"""Largest single amount of a bill or a voucher: ten billion yuan. Sums of a city stay far below 2**63."""
+
+FUND_FEN_MAX = 10**14
+"""Largest fund of a campaign, and so largest budget of a round: a trillion yuan. An account holds ten times that."""
 
 BP_WHOLE = 10_000
 """Shares are in hundredths of a percent and add up to this."""
 
-_YUAN = re.compile(r"([0-9]{1,11})(?:\.([0-9]{1,2}))?")
+_YUAN = re.compile(r"([0-9]{1,13})(?:\.([0-9]{1,2}))?")
 
 
 def format_yuan(fen: int) -> str:
@@ -19,14 +22,15 @@ def format_yuan(fen: int) -> str:
     return f"{sign}{yuan:,}.{rest:02d}"
 
 
-def parse_yuan(text: str) -> int:
-    """`"20"`, `"20.5"`, `"20.50"` -> fen. ValueError for anything else, signs and commas included."""
+def parse_yuan(text: str, fen_max: int = AMOUNT_FEN_MAX) -> int:
+    """`"20"`, `"20.5"`, `"20.50"` -> fen. ValueError for more than `fen_max`, and for anything else, signs and commas
+    included."""
     match = _YUAN.fullmatch(text)
     if match is None:
         raise ValueError(f"{text!r} is not an amount in yuan such as 20 or 20.50")
     fen = int(match[1]) * 100 + int((match[2] or "0").ljust(2, "0"))
-    if fen > AMOUNT_FEN_MAX:
-        raise ValueError(f"{text!r} is above the largest amount, {format_yuan(AMOUNT_FEN_MAX)} yuan")
+    if fen > fen_max:
+        raise ValueError(f"{text!r} is above the largest amount, {format_yuan(fen_max)} yuan")
     return fen
 
 

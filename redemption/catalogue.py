@@ -4,15 +4,16 @@ import asyncio
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime, timedelta
-from typing import Self
+from typing import Any, Self
 
 import msgspec
 
 import sql
 from kernel.clock import Clock
 from kernel.ids import PARTITION_BITS, SERIAL_BITS
-from kernel.postgres import ACQUIRE_TIMEOUT_S, Pool
+from kernel.postgres import ACQUIRE_TIMEOUT_S, Connection, Pool
 from kernel.refreshing import in_turns, kept_fresh
+from kernel.signing import Caller
 from redemption.offers import Merchant, Offer
 
 REFRESH_EVERY_S = 1.0
@@ -25,30 +26,57 @@ ROUND_SHIFT = PARTITION_BITS + SERIAL_BITS
 _queries = sql.load("checkout")
 
 
+class Shops(msgspec.Struct, frozen=True):
+    """Every merchant by its number; once more, by terminal, where its store is of another kind or elsewhere."""
+
+    merchants: Mapping[int, Merchant]
+    stores: Mapping[int, Merchant]
+
+    @classmethod
+    async def read(cls, conn: Connection, now: datetime) -> Self:
+        """Reads them. `now` says whose suspension is over."""
+        merchants, stores = [in_turns(await conn.fetch(_queries[each], now)) for each in ("merchants", "stores")]
+        return cls(
+            {row["merchant_no"]: _merchant(row) async for row in merchants},
+            {row["terminal_no"]: _merchant(row) async for row in stores},
+        )
+
+    def knows(self, caller: Caller) -> bool:
+        """Whether its merchant was there when they were read."""
+        return caller.holder_no in self.merchants
+
+    def of(self, caller: Caller) -> Merchant:
+        """Who asks: the merchant, as its store at this terminal is. KeyError for one who is not known."""
+        return self.stores.get(caller.terminal_no) or self.merchants[caller.holder_no]
+
+
+def _merchant(row: Any) -> Merchant:
+    return Merchant(**{name: row[name] for name in Merchant.__struct_fields__})
+
+
 class Catalogue(msgspec.Struct, frozen=True):
-    """Every offer by stock number, every merchant by its number.
+    """Every offer by stock number, and every shop.
 
     oldest_id   tills' numbers that stand in rows of vouchers from this one on are remembered
     """
 
     offers: Mapping[int, Offer]
-    merchants: Mapping[int, Merchant]
+    shops: Shops
     buckets: int
     oldest_id: int = 0
 
     @classmethod
-    async def read(cls, pool: Pool, now: datetime, merchants: Mapping[int, Merchant] | None = None) -> Self:
-        """Reads it; without the merchants when they are given. `now` says whose suspension is over."""
+    async def read(cls, pool: Pool, now: datetime, shops: Shops | None = None) -> Self:
+        """Reads it; without the shops when they are given. `now` says whose suspension is over."""
         async with pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as conn:
             city = await conn.fetchrow(_queries["city"])
             offers = [Offer.of(dict(row)) for row in await conn.fetch(_queries["stocks"])]
             oldest_round = await conn.fetchval(_queries["oldest_round"], now - REMEMBERED)
-            if merchants is None:
-                rows = in_turns(await conn.fetch(_queries["merchants"], now))
-                merchants = {row["merchant_no"]: Merchant(**row) async for row in rows}
+            await conn.fetchval(_queries["analyze_young"])
+            shops = shops or await Shops.read(conn, now)
         return cls(
             {offer.stock_no: offer for offer in offers},
-            merchants,
+            shops,
             city["buckets"] if city else 1,
             oldest_round << ROUND_SHIFT,
         )
@@ -63,7 +91,7 @@ class LiveCatalogue:
         self._wake = asyncio.Event()
         self._merchants_due = True
         self._merchants_until = 0.0
-        self.current = Catalogue({}, {}, 1)
+        self.current = Catalogue({}, Shops({}, {}), 1)
 
     def hear_of_merchants(self) -> None:
         """A merchant was suspended, resumed or added: they are read at once."""
@@ -74,7 +102,7 @@ class LiveCatalogue:
         """Reads it again: the offers each time; the merchants, who may be tens of thousands, when it has heard of
         them or not read them for long."""
         loop_s = asyncio.get_running_loop().time()
-        known = None if self._merchants_due or loop_s >= self._merchants_until else self.current.merchants
+        known = None if self._merchants_due or loop_s >= self._merchants_until else self.current.shops
         self._merchants_due = False
         try:
             self.current = await Catalogue.read(self._pool, self._clock.now(), known)

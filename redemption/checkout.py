@@ -150,7 +150,7 @@ class Till:
             if named is None:
                 return await self._lockout.failed(caller)
             shown = Presented(named, None)
-        if caller.holder_no not in self._catalogue.current.merchants:
+        if not self._catalogue.current.shops.knows(caller):
             raise Overloaded("the merchant was enrolled a moment ago")
         attempt = self._attempt(caller, request, scope, request_no, shown)
         attempt.is_mistimed, attempt.taken_at = is_mistimed, taken_at
@@ -252,7 +252,7 @@ class Till:
             attempt.judged_at = max(attempt.taken_at, state.claimed_at)
         saving = judge(
             offer,
-            self._catalogue.current.merchants[attempt.caller.holder_no],
+            self._catalogue.current.shops.of(attempt.caller),
             attempt.bill_fen,
             attempt.judged_at,
             claimed_at=state.claimed_at,

@@ -114,7 +114,7 @@ class HoldDesk:
 
     def _judge(self, attempt: Attempt, state: HoldState, now: datetime) -> Done | Refusal | None:
         """What is over stays over: it is told here, and binds no number."""
-        merchant = self._catalogue.current.merchants.get(attempt.caller.holder_no)
+        shops = self._catalogue.current.shops
         if state.stock_no not in self._catalogue.current.offers or state.expires_at is None:
             return NO_SUCH_HOLD
         outcome = "CONFIRMED" if attempt.is_confirm else "CANCELLED"
@@ -126,7 +126,8 @@ class HoldDesk:
             return HOLD_RUN_OUT
         if state.ended == "CONFIRMED" or (attempt.is_confirm and state.ended):
             return REFUSALS[state.ended]
-        return SUSPENDED if attempt.is_confirm and (merchant is None or merchant.suspended) else None
+        is_suspended = not shops.knows(attempt.caller) or shops.of(attempt.caller).suspended
+        return SUSPENDED if attempt.is_confirm and is_suspended else None
 
     async def _look_at_numbers(self, attempts: Sequence[Attempt]) -> None:
         """A number that stands for something else is told before whatever else is wrong."""

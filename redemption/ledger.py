@@ -186,7 +186,9 @@ class Ledger:
         self, asked: Sequence[tuple[int, int, str, bool, date]], bucket: int, now: datetime
     ) -> list[VoucherState]:
         """For each (voucher_id, merchant_no, request_no, is_hold, day), in order, how the voucher stands."""
-        return await self._read(VoucherState, "voucher_states", bucket, *_turned(asked), now)
+        vouchers = [voucher_id for voucher_id, *_ in asked]
+        ends = min(vouchers, default=0), max(vouchers, default=0)
+        return await self._read(VoucherState, "voucher_states", bucket, *_turned(asked), now, *ends)
 
     async def hold_states(self, asked: Sequence[tuple[int, int, str]], bucket: int) -> list[HoldState]:
         """For each (voucher_id, merchant_no, hold_request_no), in order, the hold."""

@@ -43,7 +43,7 @@ class QuoteDesk:
     async def quote(self, caller: Caller, request: QuoteRequest) -> list[Quoted] | Refusal:
         """What is said of each code, in the order sent; one at most saves. Wrong codes count as guesses."""
         catalogue, now = self._catalogue.current, self._clock.now()
-        if caller.holder_no not in catalogue.merchants:
+        if not catalogue.shops.knows(caller):
             raise Overloaded("the merchant was enrolled a moment ago")
         shown: dict[str, Presented] = {}
         wrong: dict[str, Refusal] = {}
@@ -77,8 +77,7 @@ class QuoteDesk:
                 good.append(
                     Shown(voucher_id=read.voucher_id, offer=offer, claimed_at=state.claimed_at, is_rotating=is_rotating)
                 )
-        merchant = catalogue.merchants[caller.holder_no]
-        verdicts = best_of(good, merchant, request.bill_fen, now, other_offers=request.other_offers)
+        verdicts = best_of(good, catalogue.shops.of(caller), request.bill_fen, now, other_offers=request.other_offers)
         outcomes = {verdict.voucher_id: verdict.outcome for verdict in verdicts} | refused
         offers = {read.voucher_id: catalogue.offers.get(state.stock_no or 0) for read, state in states}
         return {code: Quoted(code, outcomes[read.voucher_id], offers[read.voucher_id]) for code, read in shown.items()}

@@ -70,6 +70,10 @@ CREATE TABLE bucket_payable (
     PRIMARY KEY (bucket, campaign_no, merchant_no)
 );
 
+-- A key must name what tables are distributed by.
+ALTER TABLE voucher DROP CONSTRAINT voucher_pkey;
+ALTER TABLE voucher ADD PRIMARY KEY (bucket, voucher_id);
+
 SELECT create_distributed_table('bucket_turn', 'bucket', colocate_with => 'none');
 DO $$ DECLARE v_table regclass; BEGIN
     FOR v_table IN SELECT c.oid FROM pg_class c

@@ -232,7 +232,7 @@ CREATE TABLE voucher (
     bucket          smallint NOT NULL,
     out_request_no  text COLLATE "C" NOT NULL,
     pack_no         integer,
-    PRIMARY KEY (bucket, voucher_id)
+    PRIMARY KEY (voucher_id) WITH (fillfactor = 100) -- in this order they come, so pages are full from the start
 ) PARTITION BY RANGE (voucher_id);
 -- Indexes beside a primary key start with another column than bucket: while a table is nearly empty the planner
 -- takes any index whose first column it knows, and a plan that scans a whole bucket outlives the emptiness.
@@ -749,6 +749,11 @@ CREATE FUNCTION expired_stocks(p_bucket smallint, p_stock_no integer[]) RETURNS 
     SELECT ARRAY(SELECT s.stock_no FROM (SELECT DISTINCT unnest(p_stock_no)) AS s(stock_no) WHERE is_stock_expired(p_bucket, s.stock_no)) $$;
 COMMENT ON FUNCTION expired_stocks IS 'Those of the stocks whose money went back to the budget: asked once a batch, not once an item.';
 
+CREATE FUNCTION below_id(p_at timestamptz, p_voucher_id bigint) RETURNS bigint
+    LANGUAGE sql STABLE AS $$
+    SELECT greatest((SELECT max(d.round_no) FROM round d WHERE d.opens_at <= p_at + interval '1 day')::bigint, p_voucher_id >> 38) + 1 << 38 $$;
+COMMENT ON FUNCTION below_id IS 'No voucher from this number on can have been used at p_at: its round opens more than a day later, and clocks agree better.';
+
 -- Redeems vouchers of one bucket, or holds them (p_expires_at not null): each item judged on its own, all committed
 -- together. No two items of a call have a voucher, a number, a payment or a person in common.
 -- A connection keeps the plan it made when the tables were still empty; SET makes that plan one by keys.
@@ -766,6 +771,11 @@ CREATE FUNCTION redeem_batch(p_bucket smallint, p_at timestamptz, p_oldest bigin
     SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 DECLARE
     v_open     date; -- the first day that is not closed
+    -- Where these vouchers' rows are, and where any row with a number may be: known before a statement begins, so that it
+    -- touches no other round's tables.
+    v_first    bigint := (SELECT min(i) FROM unnest(p_voucher_id) AS i);
+    v_last     bigint := (SELECT max(i) FROM unnest(p_voucher_id) AS i);
+    v_below    bigint := below_id(p_at, v_last);
     v_holds    boolean; -- asked once: while nobody holds anything, nobody looks
     v_numbers  boolean;
     v_caps     boolean;
@@ -796,7 +806,7 @@ BEGIN
                           WHEN a.expires_at IS NOT NULL THEN is_hold_taken(p_bucket, p_oldest, a.merchant_no, a.request_no, a.voucher_id)
                           ELSE EXISTS (SELECT FROM redemption r
                                 WHERE number_hash(r.use_request_no, r.merchant_no) = number_hash(a.request_no, a.merchant_no) AND r.bucket = p_bucket
-                                  AND r.voucher_id >= p_oldest AND r.merchant_no = a.merchant_no AND r.use_request_no = a.request_no
+                                  AND r.voucher_id >= p_oldest AND r.voucher_id < v_below AND r.merchant_no = a.merchant_no AND r.use_request_no = a.request_no
                                   AND r.voucher_id <> a.voucher_id) END
                   OR v_numbers AND a.is_use_here AND EXISTS (SELECT FROM request_number n
                         WHERE n.bucket = p_bucket AND n.request_key = a.request_key AND (n.voucher_id, n.body_hash) <> (a.voucher_id, a.body_hash))
@@ -805,7 +815,7 @@ BEGIN
                 WHEN a.expires_at IS NOT NULL AND held.is_mine THEN CASE WHEN held.is_same THEN 'REPLAYED' ELSE 'MISMATCH' END
                 WHEN a.is_order_here AND (EXISTS (SELECT FROM redemption r
                         WHERE number_hash(r.order_no, r.merchant_no) = number_hash(a.order_no, a.merchant_no) AND r.bucket = p_bucket
-                          AND r.voucher_id >= p_oldest AND r.merchant_no = a.merchant_no AND r.order_no = a.order_no
+                          AND r.voucher_id >= p_oldest AND r.voucher_id < v_below AND r.merchant_no = a.merchant_no AND r.order_no = a.order_no
                           AND r.voucher_id <> a.voucher_id)
                     OR v_holds AND is_order_taken(p_bucket, p_oldest, a.merchant_no, a.order_no, a.voucher_id)
                     OR v_numbers AND EXISTS (SELECT FROM request_number n
@@ -822,19 +832,21 @@ BEGIN
                       p_body_hash, p_is_use_here, p_is_order_here, p_taken_at, p_taken_on) WITH ORDINALITY
             AS a(voucher_id, stock_no, merchant_no, bill_fen, request_no, order_no, expires_at, request_key, order_key,
                  body_hash, is_use_here, is_order_here, taken_at, taken_on, item)
-          LEFT JOIN voucher v ON v.bucket = p_bucket AND v.voucher_id = a.voucher_id
+          LEFT JOIN voucher v ON v.bucket = p_bucket AND v.voucher_id = a.voucher_id AND v.voucher_id BETWEEN v_first AND v_last
           LEFT JOIN LATERAL (SELECT r.attempt, r.redeemed_at, r.merchant_no = a.merchant_no AND r.use_request_no = a.request_no AS is_mine,
                     (r.order_no, r.bill_fen) = (a.order_no, a.bill_fen) AS is_same,
                     (SELECT f.credit FROM refund f WHERE f.bucket = p_bucket AND f.voucher_id = r.voucher_id AND f.attempt = r.attempt
+                        AND f.voucher_id BETWEEN v_first AND v_last
                       LIMIT 1) AS credit
-                FROM redemption r WHERE r.bucket = p_bucket AND r.voucher_id = a.voucher_id
+                FROM redemption r WHERE r.bucket = p_bucket AND r.voucher_id = a.voucher_id AND r.voucher_id BETWEEN v_first AND v_last
                 ORDER BY r.merchant_no = a.merchant_no AND r.use_request_no = a.request_no AND a.expires_at IS NULL DESC, r.attempt DESC LIMIT 1) last ON true
           LEFT JOIN LATERAL (SELECT h.attempt, h.held_at, h.expires_at AS held_until,
                     h.merchant_no = a.merchant_no AND h.hold_request_no = a.request_no AS is_mine,
                     (h.order_no, h.bill_fen) = (a.order_no, a.bill_fen) AS is_same,
                     h.expires_at > p_at AND NOT EXISTS (SELECT FROM hold_end e
-                        WHERE e.bucket = p_bucket AND e.voucher_id = h.voucher_id AND e.attempt = h.attempt) AS is_live
-                FROM hold h WHERE v_holds AND h.bucket = p_bucket AND h.voucher_id = a.voucher_id
+                        WHERE e.bucket = p_bucket AND e.voucher_id = h.voucher_id AND e.attempt = h.attempt
+                          AND e.voucher_id BETWEEN v_first AND v_last) AS is_live
+                FROM hold h WHERE v_holds AND h.bucket = p_bucket AND h.voucher_id = a.voucher_id AND h.voucher_id BETWEEN v_first AND v_last
                 ORDER BY h.merchant_no = a.merchant_no AND h.hold_request_no = a.request_no AND a.expires_at IS NOT NULL DESC,
                          h.attempt DESC LIMIT 1) held ON true
       ) j;
@@ -869,7 +881,7 @@ BEGIN
         INSERT INTO person_use (voucher_id, person_hash, used_on, bucket, attempt)
         SELECT j.voucher_id, person_hash(v.person), j.taken_on, p_bucket, j.attempt
           FROM unnest(p_voucher_id, p_stock_no, p_taken_on, v_attempt, v_outcome) AS j(voucher_id, stock_no, taken_on, attempt, outcome)
-          JOIN voucher v ON v.bucket = p_bucket AND v.voucher_id = j.voucher_id
+          JOIN voucher v ON v.bucket = p_bucket AND v.voucher_id = j.voucher_id AND v.voucher_id BETWEEN v_first AND v_last
           JOIN stock k ON k.stock_no = j.stock_no JOIN round d ON d.round_no = k.round_no
          WHERE j.outcome = 'DONE' AND EXISTS (SELECT FROM redeem_cap c WHERE c.campaign_no = d.campaign_no);
     END IF;
@@ -2818,6 +2830,28 @@ CREATE FUNCTION round_tables() RETURNS SETOF text
     SELECT c.relname::text FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'voucher_id'
      WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = 'p' ORDER BY c.oid DESC $$;
 
+-- Services keep the plans that they made for a round's tables. Of a table that is empty, or nearly, PostgreSQL believes
+-- that reading any of its indexes costs the same, so such a plan may read all of it for each voucher (ADR 22).
+CREATE FUNCTION analyze_young() RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp SET lock_timeout = '50ms' AS $$
+DECLARE
+    v_table  regclass;
+    v_count  integer := 0;
+BEGIN
+    FOR v_table IN SELECT c.oid FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+                    WHERE i.inhparent IN (SELECT to_regclass('public.' || t) FROM round_tables() t)
+                      AND c.relkind = 'r' AND c.reltuples >= 0 AND c.relpages < 1000 -- autovacuum sees to larger ones
+                      AND pg_relation_size(c.oid) > 4 * 8192 * c.relpages::bigint LOOP
+        BEGIN
+            EXECUTE format('ANALYZE %s', v_table);
+            v_count := v_count + 1;
+        EXCEPTION WHEN lock_not_available THEN NULL; -- somebody is at it
+        END;
+    END LOOP;
+    RETURN v_count;
+END $$;
+COMMENT ON FUNCTION analyze_young IS 'Counts small tables of rounds that have grown a lot since they were last counted, so that plans for them are made anew. How many there were.';
+
 -- Tables with rows of all rounds in one, that follow a round into the archive by themselves.
 CREATE FUNCTION round_lists() RETURNS SETOF text
     LANGUAGE sql STABLE AS $$
@@ -3098,7 +3132,7 @@ $$;
 
 SELECT make_append_only('erasure'::regclass);
 
-REVOKE EXECUTE ON FUNCTION round_tables, round_lists, renew_books, read_books, keep_until, is_step_done, first_id, archive_blocked_by, bound_round,
+REVOKE EXECUTE ON FUNCTION round_tables, analyze_young, round_lists, renew_books, read_books, keep_until, is_step_done, first_id, archive_blocked_by, bound_round,
     attach_to_archive, archive_round, archive_numbers, archive_person_use, unlinked_columns, unlink_round, begin_step, end_step, person_rows,
     person_vouchers FROM PUBLIC;
 
@@ -3140,7 +3174,8 @@ GRANT SELECT ON hold, hold_end, offline_use, person_use TO hanquan_auditor, hanq
 GRANT SELECT ON hold, hold_end TO hanquan_issuer;
 GRANT SELECT, INSERT ON hold, hold_end, offline_use, person_use TO hanquan_redemption;
 GRANT EXECUTE ON FUNCTION number_hash, person_hash, is_use_live, cap_broken, is_use_taken, is_hold_taken, is_order_taken, taken_numbers,
-    register_numbers, find_numbers, redeem_batch, end_holds, refund_batch, expired_stocks, tell_partners TO hanquan_redemption;
+    register_numbers, find_numbers, redeem_batch, end_holds, refund_batch, expired_stocks, tell_partners, analyze_young,
+    below_id TO hanquan_redemption;
 GRANT EXECUTE ON FUNCTION number_hash TO hanquan_issuer, hanquan_finance, hanquan_operator, hanquan_auditor;
 GRANT EXECUTE ON FUNCTION refund_room_fen, lock_bucket, first_open_day, is_stock_expired TO hanquan_redemption;
 

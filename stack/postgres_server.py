@@ -21,13 +21,32 @@ from stack.ports import free_port
 SUPERUSER = "postgres"
 MAINTENANCE_DATABASE = "postgres"
 
+MIB = 1 << 20
+_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+
+def buffers_mib(memory_bytes: int) -> int:
+    """PostgreSQL's own page cache: an eighth of the memory, for Valkey and the services want theirs, but no more than
+    holds the vouchers and indexes of a round that is being spent (docs/results/bench.md)."""
+    return max(128, min(memory_bytes // 8 // MIB, 2_048))
+
+
+def _memory_bytes() -> int:
+    """What this machine has, or what its container may use of it."""
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        return min(whole, int(_CGROUP_LIMIT.read_text(encoding="ascii")))
+    except (OSError, ValueError):  # no cgroup, or "max"
+        return whole
+
+
 # Sized for one small machine that also runs the services. All known to PostgreSQL 15.
 SETTINGS: Mapping[str, str] = {
     "listen_addresses": "127.0.0.1",
     "unix_socket_directories": "",
     "password_encryption": "scram-sha-256",
     "max_connections": "200",
-    "shared_buffers": "256MB",
+    "shared_buffers": f"{buffers_mib(_memory_bytes())}MB",
     "work_mem": "16MB",
     "maintenance_work_mem": "128MB",
     "fsync": "on",

@@ -232,7 +232,7 @@ class Model:
             return _no("USED_BY_ANOTHER_ORDER")
         if any(attempt.is_held(self.now) for attempt in voucher.attempts):
             return _no("LOCKED_BY_ANOTHER_ORDER")
-        if at < self.now - OFFLINE_AGE_MAX:
+        if isinstance(request, Redeem) and (request.taken_at or self.now) < self.now - OFFLINE_AGE_MAX:
             return _no("OFFLINE_TOO_OLD")
         if at < min(voucher.claimed_at, self.now):
             return _no("OFFLINE_BEFORE_CLAIM")

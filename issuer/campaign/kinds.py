@@ -14,7 +14,7 @@ import yaml
 
 from issuer.campaign.complaints import Code
 from kernel.clock import CITY_ZONE
-from kernel.money import BP_WHOLE, parse_yuan
+from kernel.money import AMOUNT_FEN_MAX, BP_WHOLE, FUND_FEN_MAX, parse_yuan
 
 T = TypeVar("T")
 
@@ -61,30 +61,35 @@ class Kind(msgspec.Struct, Generic[T], frozen=True):
         return self.read(text)
 
 
-def _read_amount_fen(text: str) -> int:
-    try:
-        fen = parse_yuan(text)
-    except ValueError:
-        raise Unreadable(Code.BAD_AMOUNT, _amount_advice(text)) from None
-    if fen == 0:
-        raise Unreadable(Code.BAD_AMOUNT, "an amount must be more than 0")
-    return fen
+def _amount_kind(fen_max: int) -> Kind[int]:
+    def read(text: str) -> int:
+        try:
+            fen = parse_yuan(text, fen_max)
+        except ValueError:
+            raise Unreadable(Code.BAD_AMOUNT, _amount_advice(text, fen_max)) from None
+        if fen == 0:
+            raise Unreadable(Code.BAD_AMOUNT, "an amount must be more than 0")
+        return fen
+
+    return Kind(read, '"20.50"', is_number=True)
 
 
-def _amount_advice(text: str) -> str:
+def _amount_advice(text: str, fen_max: int) -> str:
     if "," in text or "，" in text or "_" in text:
         return f"{text!r} has separators in it; write the digits alone, such as 500000000"
     if text.startswith("-"):
         return f"{text!r} is negative; an amount must be more than 0"
-    if re.fullmatch(r"[0-9]{1,10}\.[0-9]{3,}", text):
+    if re.fullmatch(r"[0-9]{1,12}\.[0-9]{3,}", text):
         return f"{text!r} has more than two decimals; the smallest amount is one fen, 0.01"
     if re.fullmatch(r"[0-9]+(\.[0-9]*)?", text):
-        return f"{text!r} is above the largest amount, 10000000000 yuan"
+        return f"{text!r} is above the largest amount, {fen_max // 100} yuan"
     return f'{text!r} is not an amount in yuan; write digits alone, such as 20 or "20.50"'
 
 
-AMOUNT_FEN = Kind(_read_amount_fen, '"20.50"', is_number=True)
+AMOUNT_FEN = _amount_kind(AMOUNT_FEN_MAX)
 """Yuan with at most two decimals in the file, fen in the value; more than 0."""
+FUND_FEN = _amount_kind(FUND_FEN_MAX)
+"""The same, for what pays a whole campaign or round."""
 
 
 def _read_percent_bp(text: str) -> int:

@@ -32,7 +32,7 @@ from issuer.campaign.source import read_tree
 from issuer.campaign.table import Table, Written
 from issuer.campaign.till import Caps, Scopes, Validity
 from kernel.ids import ROUND_BITS
-from kernel.money import AMOUNT_FEN_MAX, BP_WHOLE
+from kernel.money import BP_WHOLE, FUND_FEN_MAX
 
 ROUNDS_MAX = (1 << ROUND_BITS) - 1
 """A voucher's number has ten bits for its round; round 0 is left out."""
@@ -131,7 +131,7 @@ def _read_campaign(top: Table) -> Parsed:
         title_zh=title_zh,
         title_en=title_en,
         zone=top.read("zone", kinds.ZONE_NAME) or kinds.ZONE,
-        fund_fen=top.read("fund", kinds.AMOUNT_FEN) or AMOUNT_FEN_MAX,
+        fund_fen=top.read("fund", kinds.FUND_FEN) or FUND_FEN_MAX,
         rollover=top.read("rollover", kinds.FLAG) or False,
         expected_redemption_bp=top.read("expected_redemption", kinds.PERCENT_BP, required=False),
         opening_time=top.read("opening_time", kinds.TIME_OF_DAY) or time(12),
@@ -276,7 +276,7 @@ def _round(row: Table, rules: _Rules, own: Lines, plan: Plan | None) -> Round | 
     scale = row.read("scale", whole(1, 1_000), required=False)
     opens_at = row.read("opens", kinds.MOMENT)
     closes_at = row.read("closes", kinds.LAST_MOMENT)
-    budget_fen = row.read("budget", kinds.AMOUNT_FEN)
+    budget_fen = row.read("budget", kinds.FUND_FEN)
     valid_until = row.read("valid_until", kinds.LAST_MOMENT, required=False)
     if opens_at is None or closes_at is None:
         return None

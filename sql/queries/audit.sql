@@ -400,12 +400,13 @@ SELECT format('redemption %s/%s at merchant %s: subsidy %s fen, the stock pays %
  ORDER BY r.voucher_id, r.attempt LIMIT $1
 
 -- name: a3f_merchant_fits
--- Redemptions at a merchant of another category, or at a terminal of another merchant.
+-- Redemptions at a shop of another category (the store's, where a terminal is in one), or at a terminal of another merchant.
 SELECT format('redemption %s/%s: stock for %s, merchant %s of %s, terminal %s of merchant %s', r.voucher_id, r.attempt, s.category,
-              coalesce(m.merchant_id, r.merchant_no::text), coalesce(m.category, 'nothing known'), r.terminal_no,
+              coalesce(m.merchant_id, r.merchant_no::text), coalesce(e.category, m.category, 'nothing known'), r.terminal_no,
               coalesce(t.merchant_no::text, 'nobody')) AS what, count(*) OVER () AS violations
   FROM redemption r JOIN stock s USING (stock_no) LEFT JOIN merchant m USING (merchant_no) LEFT JOIN terminal t USING (terminal_no)
- WHERE m.category IS DISTINCT FROM s.category OR t.merchant_no IS DISTINCT FROM r.merchant_no
+  LEFT JOIN store e USING (store_no)
+ WHERE coalesce(e.category, m.category) IS DISTINCT FROM s.category OR t.merchant_no IS DISTINCT FROM r.merchant_no
  ORDER BY r.voucher_id, r.attempt LIMIT $1
 
 -- name: a3g_one_voucher_an_order

@@ -41,14 +41,14 @@ SELECT coalesce(parent.relname, c.relname)::text AS relation, c.relkind = 'i' AS
  WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'i')
  GROUP BY 1, 2;
 
--- name: pack_indexes
--- Builds every index anew, as tight as it can be.
-REINDEX SCHEMA public;
-
 -- name: redeemed
 -- Redemptions of a round (the first number $1, the first after it $2), and how many vouchers and till's numbers those are.
 SELECT count(*) AS redemptions, count(DISTINCT voucher_id) AS vouchers, count(DISTINCT (merchant_no, use_request_no)) AS numbers
   FROM redemption WHERE voucher_id >= $1 AND voucher_id < $2;
+
+-- name: redeemed_vouchers
+-- Vouchers of a round that are redeemed.
+SELECT voucher_id FROM redemption WHERE voucher_id >= $1 AND voucher_id < $2;
 
 -- name: redemptions_of_round
 -- A round's redemptions, every column, at most so many, as rows that could be inserted again.

@@ -16,6 +16,17 @@ SELECT s.stock_no, s.stock_id, s.category, coalesce(n.name_zh, s.category) AS ca
 -- What a till must know of every merchant, for the catalogue in memory.
 SELECT merchant_no, merchant_id, category, district, suspended AND coalesce(suspended_until > $1::timestamptz, true) AS suspended FROM merchant;
 
+-- name: stores
+-- The same of terminals in stores that are of another kind than their merchant, or in another district.
+SELECT t.terminal_no, m.merchant_no, m.merchant_id, e.category, e.district,
+       m.suspended AND coalesce(m.suspended_until > $1::timestamptz, true) AS suspended
+  FROM terminal t JOIN store e USING (store_no) JOIN merchant m ON m.merchant_no = t.merchant_no
+ WHERE (e.category, e.district) <> (m.category, m.district);
+
+-- name: analyze_young
+-- Has plans made anew that were made for empty tables; see the function.
+SELECT analyze_young();
+
 -- name: ready
 -- Whether the store answers.
 SELECT 1;
@@ -39,29 +50,31 @@ SELECT item, voucher_id FROM find_numbers($1, $2, $3, $4, $5);
 -- name: voucher_states
 -- How vouchers ($2) of one bucket stand at $7, and what the asking request itself ($3 merchant, $4 number, $5 whether it is a
 -- hold; null: no) did before (mine_*). last_at: when the voucher was last held or redeemed; cap: which cap its use on a day ($6) would
--- break; is_stock_expired: asked once for each stock. Array position = item, from 1.
+-- break; is_stock_expired: asked once for each stock. $8, $9: the first and the last voucher, so that tables of rounds without any are
+-- left out from the start. Array position = item, from 1.
 SELECT a.item, v.stock_no, v.person, v.claimed_at, last.attempt AS last_attempt,
-       (SELECT f.credit::text FROM refund f WHERE f.bucket = $1 AND f.voucher_id = a.voucher_id AND f.attempt = last.attempt LIMIT 1) AS last_credit,
+       (SELECT f.credit::text FROM refund f WHERE f.bucket = $1 AND f.voucher_id = a.voucher_id AND f.voucher_id BETWEEN $8 AND $9
+           AND f.attempt = last.attempt LIMIT 1) AS last_credit,
        coalesce(held.attempt > coalesce(last.attempt, 0) AND held.expires_at > $7 AND NOT EXISTS (SELECT FROM hold_end e
-            WHERE e.bucket = $1 AND e.voucher_id = a.voucher_id AND e.attempt = held.attempt), false) AS is_held,
+            WHERE e.bucket = $1 AND e.voucher_id = a.voucher_id AND e.voucher_id BETWEEN $8 AND $9 AND e.attempt = held.attempt), false) AS is_held,
        greatest(last.redeemed_at, held.held_at) AS last_at,
        coalesce(v.stock_no = ANY ((SELECT expired_stocks($1, array_agg(DISTINCT w.stock_no)) FROM unnest($2::bigint[]) AS s(voucher_id)
-            JOIN voucher w ON w.bucket = $1 AND w.voucher_id = s.voucher_id)::integer[]), false) AS is_stock_expired,
+            JOIN voucher w ON w.bucket = $1 AND w.voucher_id = s.voucher_id AND w.voucher_id BETWEEN $8 AND $9)::integer[]), false) AS is_stock_expired,
        CASE WHEN EXISTS (SELECT FROM redeem_cap) THEN cap_broken($1, $7, a.day, v.person, v.stock_no)::text END AS cap,
        coalesce(mine.redeemed_at, mine_held.held_at) AS mine_at, coalesce(mine.bill_fen, mine_held.bill_fen) AS mine_bill_fen,
        coalesce(mine.order_no, mine_held.order_no) AS mine_order_no, mine_held.expires_at AS mine_expires_at
   FROM unnest($2::bigint[], $3::integer[], $4::text[], $5::boolean[], $6::date[]) WITH ORDINALITY
        AS a(voucher_id, merchant_no, request_no, is_hold, day, item)
-  LEFT JOIN voucher v ON v.bucket = $1 AND v.voucher_id = a.voucher_id
+  LEFT JOIN voucher v ON v.bucket = $1 AND v.voucher_id = a.voucher_id AND v.voucher_id BETWEEN $8 AND $9
   LEFT JOIN LATERAL (SELECT r.attempt, r.redeemed_at FROM redemption r
-        WHERE r.bucket = $1 AND r.voucher_id = a.voucher_id ORDER BY r.attempt DESC LIMIT 1) last ON true
+        WHERE r.bucket = $1 AND r.voucher_id = a.voucher_id AND r.voucher_id BETWEEN $8 AND $9 ORDER BY r.attempt DESC LIMIT 1) last ON true
   LEFT JOIN LATERAL (SELECT h.attempt, h.held_at, h.expires_at FROM hold h
-        WHERE h.bucket = $1 AND h.voucher_id = a.voucher_id ORDER BY h.attempt DESC LIMIT 1) held ON true
+        WHERE h.bucket = $1 AND h.voucher_id = a.voucher_id AND h.voucher_id BETWEEN $8 AND $9 ORDER BY h.attempt DESC LIMIT 1) held ON true
   LEFT JOIN LATERAL (SELECT r.redeemed_at, r.bill_fen, r.order_no FROM redemption r
-        WHERE last.attempt IS NOT NULL AND a.is_hold IS NOT TRUE AND r.bucket = $1 AND r.voucher_id = a.voucher_id
+        WHERE last.attempt IS NOT NULL AND a.is_hold IS NOT TRUE AND r.bucket = $1 AND r.voucher_id = a.voucher_id AND r.voucher_id BETWEEN $8 AND $9
           AND r.merchant_no = a.merchant_no AND r.use_request_no = a.request_no) mine ON true
   LEFT JOIN LATERAL (SELECT h.held_at, h.bill_fen, h.order_no, h.expires_at FROM hold h
-        WHERE held.attempt IS NOT NULL AND a.is_hold AND h.bucket = $1 AND h.voucher_id = a.voucher_id
+        WHERE held.attempt IS NOT NULL AND a.is_hold AND h.bucket = $1 AND h.voucher_id = a.voucher_id AND h.voucher_id BETWEEN $8 AND $9
           AND h.merchant_no = a.merchant_no AND h.hold_request_no = a.request_no) mine_held ON true
  ORDER BY a.item;
 

@@ -118,8 +118,13 @@ SELECT t AS name, format('SELECT * FROM books.%I WHERE voucher_id >= %s AND vouc
                          t, first_id($1::integer), first_id($1::integer + 1)) AS statement
   FROM round_tables() t ORDER BY 1;
 
--- name: pack_statement
--- Builds, quoted by the server, the statement that packs the indexes of a table; it is the owner's to run.
+-- name: pack_statements
+-- Builds, quoted by the server, the statements that pack the indexes of a table, pages full to the last entry: nobody
+-- comes to squeeze one in between. They are the owner's to run, one by one.
+SELECT format('ALTER INDEX %s SET (fillfactor = 100)', i.oid::regclass)
+  FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid JOIN pg_am m ON m.oid = i.relam
+ WHERE x.indrelid = to_regclass('public.' || $1::text) AND m.amname = 'btree'
+UNION ALL
 SELECT format('REINDEX TABLE CONCURRENTLY public.%I', $1::text);
 
 -- name: drop_broken_indexes

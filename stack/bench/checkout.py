@@ -17,24 +17,27 @@ from stack.bench.phases import Phase, Tell, measured
 from stack.bench.presign import ids_of
 from stack.bench.report import Report, Target, target
 from stack.bench.sales import Market
-from stack.bench.storage import Sizes, Stored, added, growth, read_sizes, shares, shown
+from stack.bench.storage import Life, Sizes, read_sizes, shown
 from stack.bench.world import Workers, World
+from stack.retention.storage import pack_indexes
 
 RATE_PER_S, RATIO, P99_MS, HOT_RATIO, BYTES = 10_000.0, 3.0, 50.0, 1.3, 300.0
+ROUND_TABLES = ("voucher", "redemption")
 OPEN_SHARE = 0.6
 SPARE = 1.25
 """Requests signed for a stretch, as a multiple of what the stretches before say it may use."""
 TRIAL_PER_S = 4_000
 FUNCTION_PER_S_MAX = 12_000
 INSERTED_MAX = 200_000
+REST_STEP = 250_000
 REMARKS = {
     "rate_per_s": "signed redemptions, durable when answered; all shops alike",
     "limit_per_s": "redeem_batch called one sale a transaction, same table",
     "ledger_only_per_s": "the same rows by INSERT ... SELECT, 500 a transaction, a connection a bucket",
     "open_rate_per_s": "60 % of the highest rate; latency counts from the scheduled time",
     "hot_ratio": "rate with all shops alike, over the rate with shops by Zipf's law (exponent 1.0)",
-    "bytes_per_voucher": "issued and redeemed, with all indexes, as grown",
-    "bytes_per_voucher_packed": "after REINDEX",
+    "bytes_per_voucher": "all issued, all redeemed, with all indexes, as `./hanquan retention` leaves a round",
+    "bytes_per_voucher_grown": "before its indexes are packed",
 }
 
 _queries = sql.load("bench")
@@ -64,25 +67,21 @@ class _Checkout(Bench[Wish]):
     _counter: Helper
     _redemption: Workers
 
-    def __init__(self, world: World, wish: Wish, tell: Tell) -> None:
-        super().__init__(world, wish, tell)
-        self._at_tills: list[Sizes] = []
-
     async def run(self) -> Report:
         await self._open()
         self._counter = await self._world.helper("counter", role="hanquan_redemption")
-        filled, at_fill = await self._fill()
+        filled, before, issued = await self._fill()
         async with AsyncExitStack() as exits:
             self._redemption = await exits.enter_async_context(self._world.tills(self._wish.workers))
             each = await self._try_out()
             for pair in range(self._wish.pairs):
                 await self._pair(pair, each)
             await self._on_schedule()
-        stored = await self._storage(at_fill)
+        life = await self._live_out(before, issued)
         await self._insert()
-        return await self._report(filled, stored)
+        return await self._report(filled, life)
 
-    async def _fill(self) -> tuple[Issued, Sizes]:
+    async def _fill(self) -> tuple[Issued, Sizes, Sizes]:
         wish, world = self._wish, self._world
         self._tell(f"enrolling {wish.shops:,} shops")
         ground = await world.open_round(wish.vouchers, rounds=2)
@@ -91,7 +90,7 @@ class _Checkout(Bench[Wish]):
         self._tell(f"filling the table: {wish.vouchers:,} vouchers")
         before = await self._sizes()
         filled = await fill_market(world, self._market)
-        return filled, growth(before, await self._sizes())
+        return filled, before, await self._sizes()
 
     async def _try_out(self) -> int:
         """How many requests a stretch may use."""
@@ -127,10 +126,7 @@ class _Checkout(Bench[Wish]):
             rate_per_s=rate_per_s,
         )
         pids = self._stores() | {"redemption": self._redemption.pids, "generator": [self._generator.pid]}
-        before = await self._sizes()
-        phase = self._course.add(await measured(name, pids, lambda: self._generator.ask(job, Told)))
-        self._at_tills.append(growth(before, await self._sizes()))
-        return phase
+        return self._course.add(await measured(name, pids, lambda: self._generator.ask(job, Told)))
 
     async def _straight(self, each: int, name: str = "function") -> None:
         count = min(each, int(FUNCTION_PER_S_MAX * self._wish.seconds))
@@ -156,21 +152,26 @@ class _Checkout(Bench[Wish]):
         async with self._world.connection() as conn:
             return await read_sizes(conn)
 
-    async def _storage(self, at_fill: Sizes) -> list[Stored]:
+    async def _live_out(self, before: Sizes, issued: Sizes) -> Life:
+        """Redeems every voucher that is left, then packs the round as retention does."""
+        for sales, seeks in self._till.all(REST_STEP):
+            self._tell(f"redeeming the rest: {sales.first / self._wish.vouchers:.0%} of the vouchers")
+            clients = 2 * self._world.buckets
+            await self._ask_counter("rest", Straight(kind="rest", sales=sales, clients=clients, seeks=seeks))
         self._tell("packing the indexes")
         await settle_down(self._world)
-        loose = await self._sizes()
+        redeemed = await self._sizes()
         async with self._world.connection() as conn:
-            await conn.execute(_queries["pack_indexes"], timeout=600)
-        at_tills, sales = added(self._at_tills), self._told("trial", "uniform", "zipf", "open")
-        return shares(at_fill, self._wish.vouchers, at_tills, max(sales, 1), loose, await self._sizes())
+            for table in ROUND_TABLES:
+                await pack_indexes(conn, f"{table}_r{self._market.ground.round_no}")
+        return Life(before, issued, redeemed, await self._sizes())
 
     def _told(self, *names: str) -> int:
         return sum(phase.items for phase in self._course.phases if phase.name in names)
 
     async def _wrongs(self) -> list[str]:
         """What does not add up between what tills were told and the rows that are there."""
-        told = self._told("trial", "trial of function", "uniform", "zipf", "function", "open")
+        told = self._told("trial", "trial of function", "uniform", "zipf", "function", "open", "rest")
         async with self._world.connection() as conn:
             row = await conn.fetchrow(_queries["redeemed"], *ids_of(self._market.ground.round_no), timeout=600)
         assert row is not None
@@ -180,9 +181,11 @@ class _Checkout(Bench[Wish]):
         for what in ("vouchers", "numbers"):
             if row[what] != row["redemptions"]:
                 found.append(f"{row['redemptions']:,} redemptions are of {row[what]:,} {what}")
+        if row["vouchers"] != self._wish.vouchers:
+            found.append(f"{self._wish.vouchers:,} vouchers are out, {row['vouchers']:,} were redeemed")
         return self._course.wrong() + found
 
-    async def _report(self, filled: Issued, stored: Sequence[Stored]) -> Report:
+    async def _report(self, filled: Issued, life: Life) -> Report:
         self._tell("counting redemptions")
         course, wish = self._course, self._wish
         wrong = await self._wrongs()
@@ -193,7 +196,8 @@ class _Checkout(Bench[Wish]):
             course.latency("open"),
         )
         worker, postgres = course.cpu_us("uniform", "redemption"), course.cpu_us("uniform", "postgres")
-        bytes_each = round(sum(one.whole for one in stored), 1)
+        stored = life.stored(wish.vouchers)
+        bytes_each = round(sum(one.packed for one in stored), 1)
         return Report(
             bench="checkout",
             rate_per_s=rate,
@@ -211,7 +215,7 @@ class _Checkout(Bench[Wish]):
             hot_rate_per_s=hot,
             hot_ratio=round(rate / hot, 3),
             bytes_per_voucher=bytes_each,
-            bytes_per_voucher_packed=round(sum(one.packed for one in stored), 1),
+            bytes_per_voucher_grown=round(sum(one.grown for one in stored), 1),
             fill_s=round(filled.seconds, 3),
             storage=shown(stored),
             correct=not wrong,

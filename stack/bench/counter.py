@@ -1,12 +1,13 @@
 """Helper: the same sales without HTTP, the limits of the checkout.
 
 function   redeem_batch with one sale a transaction, from many clients at once
+rest       redeem_batch with many sales a transaction, until every voucher is redeemed
 insert     the rows that were booked, renumbered into the round after and inserted as they are, many a transaction
 """
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from time import perf_counter
@@ -25,10 +26,10 @@ from redemption.numbers import Scope, body_hash, number
 from stack.bench.generator import Told
 from stack.bench.helper import Work, serve
 from stack.bench.presign import ids_of
-from stack.bench.sales import Sales, read_shops, sales_of
+from stack.bench.sales import Market, Sales, read_shops, sales_of
 from stack.bench.schedule import latency
 
-PER_INSERT = 500
+PER_TRANSACTION = 500
 OLDEST = 0
 """All rounds' numbers are remembered."""
 BOOKED = "DONE"
@@ -38,12 +39,14 @@ _queries = sql.load("bench")
 
 
 class Straight(msgspec.Struct, frozen=True, kw_only=True):
-    """These sales; `function` ends after `seconds`, `insert` takes as many rows as there are sales."""
+    """These sales; `function` ends after `seconds`, `insert` takes as many rows as there are sales.
+    `rest` leaves out those of vouchers that are redeemed already; it looks for such when `seeks` is set."""
 
-    kind: Literal["function", "insert"]
+    kind: Literal["function", "rest", "insert"]
     sales: Sales
     clients: int
     seconds: float = 3_600.0
+    seeks: bool = False
 
 
 class _Count:
@@ -71,7 +74,7 @@ class _Count:
 async def redeem_one_by_one(pool: Pool, job: Straight) -> Told:
     """Each client books one sale after the other."""
     ledger, now = Ledger(pool), SystemClock().now()
-    waiting = iter(_uses(job.sales, now))
+    waiting = iter(list(_uses(job.sales, now)))
 
     async def book(bucket: int, use: Use) -> list[str]:
         return [outcome for outcome, *_ in await ledger.redeem([use], bucket, now, OLDEST)]
@@ -80,6 +83,35 @@ async def redeem_one_by_one(pool: Pool, job: Straight) -> Told:
     ends = perf_counter() + job.seconds
     await _all(job.clients, waiting, lambda sale: count.timed(book(*sale)), lambda: perf_counter() < ends)
     return count.told()
+
+
+async def redeem_rest(pool: Pool, job: Straight) -> Told:
+    """Books what nobody booked yet, batch after batch, each of one bucket."""
+    ledger, now = Ledger(pool), SystemClock().now()
+    spent = await _spent(pool, job.sales.market) if job.seeks else frozenset()
+
+    async def book(bucket: int, uses: Sequence[Use]) -> list[str]:
+        return [outcome for outcome, *_ in await ledger.redeem(uses, bucket, now, OLDEST)]
+
+    count = _Count()
+    left = ((bucket, use) for bucket, use in _uses(job.sales, now) if use.voucher_id not in spent)
+    await _all(job.clients, _by_bucket(left), lambda batch: count.timed(book(*batch)), lambda: True)
+    return count.told()
+
+
+async def _spent(pool: Pool, market: Market) -> frozenset[int]:
+    rows = await pool.fetch(_queries["redeemed_vouchers"], *ids_of(market.ground.round_no))
+    return frozenset(row[0] for row in rows)
+
+
+def _by_bucket(uses: Iterable[tuple[int, Use]]) -> Iterator[tuple[int, Sequence[Use]]]:
+    buckets: dict[int, list[Use]] = {}
+    for bucket, use in uses:
+        batch = buckets.setdefault(bucket, [])
+        batch.append(use)
+        if len(batch) == PER_TRANSACTION:
+            yield bucket, buckets.pop(bucket)
+    yield from buckets.items()
 
 
 async def insert_rows(pool: Pool, job: Straight) -> Told:
@@ -96,11 +128,10 @@ async def insert_rows(pool: Pool, job: Straight) -> Told:
     return count.told()
 
 
-def _uses(sales: Sales, now: datetime) -> list[tuple[int, Use]]:
+def _uses(sales: Sales, now: datetime) -> Iterator[tuple[int, Use]]:
     """Each sale as the ledger books it, with its bucket."""
     market = sales.market
     shops = read_shops(market.shops_file)
-    found = []
     for sale in sales_of(sales):
         shop, bucket = shops[sale.shop], bucket_of(unpack_voucher_id(sale.voucher_id).partition, market.buckets)
         sent = number(Scope.USE, shop.merchant_no, sale.use_request_no)
@@ -124,8 +155,7 @@ def _uses(sales: Sales, now: datetime) -> list[tuple[int, Use]]:
             taken_on=business_day(now),
             is_offline=False,
         )
-        found.append((bucket, use))
-    return found
+        yield bucket, use
 
 
 async def _all(
@@ -149,8 +179,14 @@ async def _twins(pool: Pool, job: Straight) -> list[Sequence[Any]]:
     for row in rows:
         renumbered = {**row, "voucher_id": row["voucher_id"] - first + twin}
         buckets.setdefault(row["bucket"], []).append(tuple(renumbered.values()))
-    cut = [[all_of[at : at + PER_INSERT] for at in range(0, len(all_of), PER_INSERT)] for all_of in buckets.values()]
+    cut = [
+        [all_of[at : at + PER_TRANSACTION] for at in range(0, len(all_of), PER_TRANSACTION)]
+        for all_of in buckets.values()
+    ]
     return [batch for batches in zip(*cut, strict=False) for batch in batches]
+
+
+_ACTS = {"function": redeem_one_by_one, "rest": redeem_rest, "insert": insert_rows}
 
 
 @asynccontextmanager
@@ -163,8 +199,7 @@ async def _opened() -> AsyncIterator[Work[Straight]]:
             pools[job.clients] = await open_pool(
                 dsn, size=job.clients, command_timeout_s=COMMAND_TIMEOUT_S, name="bench", by_keys=True
             )
-        act = redeem_one_by_one if job.kind == "function" else insert_rows
-        return await act(pools[job.clients], job)
+        return await _ACTS[job.kind](pools[job.clients], job)
 
     yield work
     for pool in pools.values():

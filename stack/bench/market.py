@@ -1,7 +1,7 @@
 """Sets a market up: shops with keys, a table full of vouchers, and sales dealt out so that none comes twice."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
@@ -84,6 +84,12 @@ class Till:
         if self._next > self._market.vouchers:
             raise StackError(f"{self._market.vouchers:,} vouchers are too few for this run; say --vouchers with more")
         return Sales(market=self._market, first=first, count=count, skewed=skewed)
+
+    def all(self, step: int) -> Iterator[tuple[Sales, bool]]:
+        """One sale of each voucher, so many at a time; and whether some of them were dealt out before."""
+        vouchers = self._market.vouchers
+        for first in range(0, vouchers, step):
+            yield Sales(market=self._market, first=first, count=min(step, vouchers - first)), first < self._next
 
     async def sign(self, count: int, *, skewed: bool = False) -> list[str]:
         """Files with the requests of so many sales."""

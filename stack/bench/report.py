@@ -69,7 +69,7 @@ class Report(msgspec.Struct, kw_only=True, omit_defaults=True):
     hot_rate_per_s: float | None = None
     hot_ratio: float | None = None
     bytes_per_voucher: float | None = None
-    bytes_per_voucher_packed: float | None = None
+    bytes_per_voucher_grown: float | None = None
     fill_s: float | None = None
     """How long it took to put the vouchers into the books."""
     storage: list[Stored] = []
@@ -109,7 +109,7 @@ WORDS = {
     "hot_rate_per_s": ("rate, hot shops", "/s"),
     "hot_ratio": ("  all shops alike, over that", ""),
     "bytes_per_voucher": ("storage, a voucher", "B"),
-    "bytes_per_voucher_packed": ("  indexes packed", "B"),
+    "bytes_per_voucher_grown": ("  before indexes are packed", "B"),
     "fill_s": ("table filled in", "s"),
     "flatness": ("cost, last to first", ""),
     "rush_per_s": ("single claims meanwhile", "/s"),
@@ -148,7 +148,7 @@ def _storage(stored: Sequence[Stored]) -> Table:
         table.add_column(head, justify="right")
     for one in stored:
         name = f"  {one.relation}" if one.is_index else one.relation
-        table.add_row(name, *(f"{figure:.1f}" for figure in (one.voucher, one.redemption, one.whole, one.packed)))
+        table.add_row(name, *(f"{figure:.1f}" for figure in (one.voucher, one.redemption, one.grown, one.packed)))
     return table
 
 

@@ -1,8 +1,8 @@
 """What a voucher takes on disk over its whole life, by relation: issued, then redeemed, with all indexes.
 
-    voucher      what a relation grew by while vouchers came in, over the vouchers
-    redemption   what it grew by while they were redeemed over HTTP, over the redemptions
-    packed       both, times what REINDEX leaves of the relation: an index as tight as it can be
+    voucher      what a relation grew by while all vouchers came in, over the vouchers
+    redemption   what it grew by while all of them were redeemed
+    packed       what it takes at the end, when `./hanquan retention` has packed the indexes of the round
 
 Growth is of whole relations (pg_table_size with TOAST and maps, indexes apart), so it holds row headers,
 padding, free space and half-full pages. WAL is no part of it.
@@ -33,7 +33,7 @@ Sizes = Mapping[Name, int]
 
 
 class Stored(msgspec.Struct, frozen=True, kw_only=True):
-    """Bytes of one relation for each voucher that is issued and redeemed."""
+    """Bytes of one relation for each voucher."""
 
     relation: str
     is_index: bool
@@ -42,8 +42,8 @@ class Stored(msgspec.Struct, frozen=True, kw_only=True):
     packed: float
 
     @property
-    def whole(self) -> float:
-        """As grown."""
+    def grown(self) -> float:
+        """When all are redeemed."""
         return self.voucher + self.redemption
 
 
@@ -53,35 +53,28 @@ async def read_sizes(conn: Connection) -> Sizes:
     return {Name(row["relation"], row["is_index"]): row["bytes"] for row in rows}
 
 
-def growth(before: Sizes, after: Sizes) -> Sizes:
-    """What each relation grew by."""
-    return {name: size - before.get(name, 0) for name, size in after.items()}
+class Life(NamedTuple):
+    """Sizes of everything at four moments."""
 
+    before: Sizes
+    issued: Sizes
+    redeemed: Sizes
+    packed: Sizes
 
-def added(growths: Iterable[Sizes]) -> Sizes:
-    """Several growths as one."""
-    whole: dict[Name, int] = {}
-    for each in growths:
-        for name, size in each.items():
-            whole[name] = whole.get(name, 0) + size
-    return whole
+    def stored(self, vouchers: int) -> list[Stored]:
+        """Bytes each of so many vouchers, largest first."""
+        found = [self._stored(name, vouchers) for name in self.redeemed]
+        return sorted(found, key=lambda stored: -stored.grown)
 
-
-def shares(
-    at_fill: Sizes, vouchers: int, at_tills: Sizes, redemptions: int, loose: Sizes, packed: Sizes
-) -> list[Stored]:
-    """Bytes each, largest first. `loose` and `packed`: sizes just before and after the indexes were built anew."""
-    found = [
-        Stored(
+    def _stored(self, name: Name, vouchers: int) -> Stored:
+        before, issued, redeemed, packed = (sizes.get(name, 0) for sizes in self)
+        return Stored(
             relation=name.relation,
             is_index=name.is_index,
-            voucher=(voucher := at_fill.get(name, 0) / vouchers),
-            redemption=(redemption := at_tills.get(name, 0) / redemptions),
-            packed=(voucher + redemption) * (packed[name] / loose[name] if name.is_index and loose[name] else 1.0),
+            voucher=(issued - before) / vouchers,
+            redemption=(redeemed - issued) / vouchers,
+            packed=(packed - before) / vouchers,
         )
-        for name in loose
-    ]
-    return sorted(found, key=lambda stored: -stored.whole)
 
 
 def shown(stored: Iterable[Stored]) -> list[Stored]:
@@ -91,5 +84,5 @@ def shown(stored: Iterable[Stored]) -> list[Stored]:
             each, voucher=round(each.voucher, 2), redemption=round(each.redemption, 2), packed=round(each.packed, 2)
         )
         for each in stored
-        if each.whole >= SHOWN_FROM_B
+        if each.grown >= SHOWN_FROM_B
     ]

@@ -252,7 +252,7 @@ async def open_world(folder: Path, *, buckets: int = BUCKETS) -> AsyncIterator[W
 
 
 def _campaign(run_id: str, quantity: int, rounds: int) -> Campaign:
-    """The model campaign cut down to rounds of one stock each, the first of them open."""
+    """The model campaign cut down to rounds of one stock each, the first of them open; no caps."""
     model = read_campaign(shipped_document(MODEL))
     if isinstance(model, Refused):
         raise StackError(f"the campaign {MODEL} that comes with Hanquan cannot be read")
@@ -266,6 +266,7 @@ def _campaign(run_id: str, quantity: int, rounds: int) -> Campaign:
         title_en=f"Bench {run_id}",
         fund_fen=sum(each.budget_fen for each in made),
         rounds=made,
+        redeem_caps=(),
     )
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 from cyclopts import App, Parameter
 from rich.table import Table
 
-from kernel.money import parse_yuan
+from kernel.money import FUND_FEN_MAX, parse_yuan
 from redemption.settlement import settle as desk_work
 from redemption.settlement.answer import Answered
 from redemption.settlement.answer import answer as import_answer
@@ -193,7 +193,7 @@ def return_(
 
 def _fen(amount: str) -> int:
     try:
-        return parse_yuan(amount)
+        return parse_yuan(amount, FUND_FEN_MAX)
     except ValueError as error:
         raise StackError(str(error)) from None
 

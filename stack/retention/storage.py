@@ -7,6 +7,7 @@ from uuid import UUID
 
 import asyncpg
 
+from kernel.postgres import Connection
 from stack.retention.desk import Advance, Custodian, Done, Line, RoundRow, begin, end, queries, rounds
 from stack.retention.export import export
 
@@ -59,12 +60,17 @@ async def _pack(desk: Custodian, round_no: int, table: str) -> int:
     await begin(desk, round_no, "PACK", table)
     before = await _index_bytes(desk, round_no, table)
     async with desk.owner() as owner:
-        for row in await owner.fetch(queries["drop_broken_indexes"], part):
-            await owner.execute(row[0], timeout=LONG_S)
-        await owner.execute(await owner.fetchval(queries["pack_statement"], part), timeout=LONG_S)
+        await pack_indexes(owner, part)
     after = await _index_bytes(desk, round_no, table)
     await end(desk, round_no, "PACK", table, 1, before, after)
     return before - after
+
+
+async def pack_indexes(owner: Connection, table: str) -> None:
+    """Builds the indexes of one table anew, as tight as they can be. An interrupted one leaves them as they were."""
+    for query in ("drop_broken_indexes", "pack_statements"):
+        for row in await owner.fetch(queries[query], table):
+            await owner.execute(row[0], timeout=LONG_S)
 
 
 async def _index_bytes(desk: Custodian, round_no: int, table: str) -> int:

@@ -10,6 +10,7 @@ import pytest_asyncio
 from issuer.campaign.model import Campaign, Scope
 from kernel.clock import CITY_ZONE, ends_at
 from kernel.errors import Code
+from stack.audit import audit_city
 from tests import stores
 from tests.city import City, Reply, assert_problem, open_city
 from tests.city_plan import NOON, a_campaign, a_pack, a_round, a_stock, person
@@ -60,6 +61,30 @@ async def test_a_till_says_why_not_in_words(city: City) -> None:
         "citizen_zh": "此券仅限以下区域的商户使用：hankou。",
         "citizen_en": "This voucher is only good in shops in: hankou.",
     }
+
+
+async def test_what_a_till_takes_is_decided_by_its_store(city: City) -> None:
+    """The merchant is of the wrong kind and in no district of the scope; its store is neither."""
+    here, there = await city.claim_many("scoped", [person(7), person(8)])
+    assert_problem(await city.redeem("HOTPOT", here), Code.RULE_LIMIT, "CATEGORY")
+    await city.database.pool.execute(_STORE, "HOTPOT", NOON)
+    while (reply := await city.redeem("HOTPOT", here)).status != 200:
+        assert_problem(reply, Code.RULE_LIMIT, "CATEGORY")  # the checkout has not heard of it
+    assert (await city.quote("HOTPOT", [there])).json["vouchers"][0]["is_best"]
+    [dining] = await city.claim_many("dining", [person(9)])
+    assert_problem(await city.redeem("HOTPOT", dining), Code.RULE_LIMIT, "CATEGORY")
+    async with city.database.connection("hanquan_auditor") as conn:
+        assert (await audit_city(conn, city.valkey.client)).broken == ()
+
+
+_STORE = """
+WITH made AS (
+    INSERT INTO store (merchant_no, store_id, name, district, address, category, added_by, added_at)
+    SELECT merchant_no, 'S01', 'Hankou', 'hankou', '1 Bund', 'mall', 'Li Na', $2 FROM merchant WHERE merchant_id = $1
+    RETURNING merchant_no, store_no
+)
+UPDATE terminal t SET store_no = m.store_no FROM made m WHERE t.merchant_no = m.merchant_no
+"""
 
 
 async def test_whatever_is_refused_has_words(city: City) -> None:

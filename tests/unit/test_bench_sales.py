@@ -8,7 +8,7 @@ import pytest
 from kernel.ids import REQUEST_NO, unpack_voucher_id
 from stack.bench.presign import Ground
 from stack.bench.sales import Market, Sales, order_no, out_request_no, shops_of, sold, use_request_no, voucher_id
-from stack.bench.storage import Name, added, growth, shares, shown
+from stack.bench.storage import Life, Name, shown
 
 GROUND = Ground(run_id="0a1b2c3d", stock_id="bench_r01_wechat_dining", round_no=7, quantity=3_000)
 
@@ -47,13 +47,12 @@ def test_numbers_are_as_long_as_told_and_fit_the_api() -> None:
     assert all(REQUEST_NO.fullmatch(number) for number in made)
 
 
-def test_growth_is_counted_for_who_caused_it_and_packed_by_what_reindex_left() -> None:
+def test_growth_is_counted_for_who_caused_it_and_packed_is_what_is_left_at_the_end() -> None:
     voucher, index, redemption = Name("voucher", False), Name("voucher_pkey", True), Name("redemption", False)
-    at_fill = growth({voucher: 0, index: 8}, {voucher: 1_000, index: 408, redemption: 8})
-    at_tills = added([growth({redemption: 8}, {redemption: 108}), growth({redemption: 208}, {redemption: 308})])
-    loose = {voucher: 1_000, index: 400, redemption: 308}
-    stored = shares(at_fill, 10, at_tills, 4, loose, {**loose, index: 300})
+    before, issued = {voucher: 0, index: 8}, {voucher: 1_000, index: 408, redemption: 8}
+    redeemed = {voucher: 1_000, index: 408, redemption: 508}
+    stored = Life(before, issued, redeemed, {**redeemed, index: 308}).stored(10)
     told = {each.relation: (each.voucher, each.redemption, each.packed) for each in stored}
     assert told == {"voucher": (100, 0, 100), "redemption": (0.8, 50, 50.8), "voucher_pkey": (40, 0, 30)}
     assert [each.relation for each in stored] == ["voucher", "redemption", "voucher_pkey"]
-    assert len(shown(stored)) == 3 and not shown(shares({}, 1, {}, 1, loose, loose))
+    assert len(shown(stored)) == 3 and not shown(Life(redeemed, redeemed, redeemed, redeemed).stored(1))

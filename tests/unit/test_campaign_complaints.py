@@ -64,7 +64,7 @@ WRONG_FIELDS = [
     ("fund: 1000", 'fund: "1000.123"', 4, Code.BAD_AMOUNT, "more than two decimals"),
     ("fund: 1000", "fund: 1000元", 4, Code.BAD_AMOUNT, "not an amount in yuan"),
     ("fund: 1000", "fund: 1e3", 4, Code.BAD_AMOUNT, "not an amount in yuan"),
-    ("fund: 1000", "fund: 10000000001", 4, Code.BAD_AMOUNT, "above the largest amount"),
+    ("fund: 1000", "fund: 1000000000001", 4, Code.BAD_AMOUNT, "above the largest amount"),
     ("face: 20,", "face: 0,", 18, Code.BAD_AMOUNT, "an amount must be more than 0"),
     ("quantity: 10}", "quantity: 1,000}", 18, Code.UNKNOWN_FIELD, "no field '000'"),
     ("quantity: 10}", "quantity: ten}", 18, Code.BAD_NUMBER, "not a whole number from 1 to 100000000"),
