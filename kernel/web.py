@@ -76,6 +76,9 @@ DRAIN_S = 0.2
 """How long readiness is off before the listener closes, so that a proxy can turn away first."""
 QUIET_S = 0.5
 """Once the listener is closed: a connection without a byte for so long has nothing to say."""
+GC_THRESHOLD = (10_000, 20, 50)
+"""How many new objects before Python looks for cycles. A request leaves none; with the usual 700 a busy checkout spent
+7 % of its time on looking."""
 STOP_S = 10.0
 """How long requests under way may take to end."""
 CLEANUP_S = 15.0
@@ -313,6 +316,7 @@ async def _serve(name: str, make_app: Callable[[Settings], Awaitable[web.Applica
     async with serving(app, settings.host, ports, connections_max=connections_max, quiet_s=QUIET_S):
         gc.collect()
         gc.freeze()  # what is here now stays: looking through it again and again would stall requests
+        gc.set_threshold(*GC_THRESHOLD)
         log.info("listening", name=name, host=settings.host, port=settings.port)
         await stop.wait()
         app[STOPPING].set()

@@ -50,6 +50,12 @@ class Shops(msgspec.Struct, frozen=True):
         return self.stores.get(caller.terminal_no) or self.merchants[caller.holder_no]
 
 
+async def oldest_id(conn: Connection | Pool, now: datetime) -> int:
+    """The voucher from which on numbers of tills are remembered."""
+    oldest_round: int = await conn.fetchval(_queries["oldest_round"], now - REMEMBERED)
+    return oldest_round << ROUND_SHIFT
+
+
 def _merchant(row: Any) -> Merchant:
     return Merchant(**{name: row[name] for name in Merchant.__struct_fields__})
 
@@ -71,14 +77,14 @@ class Catalogue(msgspec.Struct, frozen=True):
         async with pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as conn:
             city = await conn.fetchrow(_queries["city"])
             offers = [Offer.of(dict(row)) for row in await conn.fetch(_queries["stocks"])]
-            oldest_round = await conn.fetchval(_queries["oldest_round"], now - REMEMBERED)
+            oldest = await oldest_id(conn, now)
             await conn.fetchval(_queries["analyze_young"])
             shops = shops or await Shops.read(conn, now)
         return cls(
             {offer.stock_no: offer for offer in offers},
             shops,
             city["buckets"] if city else 1,
-            oldest_round << ROUND_SHIFT,
+            oldest,
         )
 
 

@@ -28,6 +28,8 @@ SPARE = 1.25
 """Requests signed for a stretch, as a multiple of what the stretches before say it may use."""
 TRIAL_PER_S = 4_000
 FUNCTION_PER_S_MAX = 12_000
+TRIAL_CALLS, TRIAL_WITHIN_S = 20, 60.0
+"""Each client of the function makes its plans first, which takes it tens of milliseconds where rounds are many."""
 INSERTED_MAX = 200_000
 REST_STEP = 250_000
 REMARKS = {
@@ -45,12 +47,13 @@ _queries = sql.load("bench")
 
 class Wish(msgspec.Struct, frozen=True, kw_only=True):
     """`pairs` of stretches of so many `seconds`, with so many `vouchers` in the table and so many `shops`.
-    `clients` call the function at once."""
+    `clients` call the function at once. The vouchers are of the middle one of so many weekly `rounds`."""
 
     vouchers: int = 3_000_000
+    rounds: int = 15
     shops: int = 30_000
     seconds: float = 5.0
-    connections: int = 128
+    connections: int = 256
     pairs: int = 3
     workers: int = 1
     clients: int = 64
@@ -84,7 +87,7 @@ class _Checkout(Bench[Wish]):
     async def _fill(self) -> tuple[Issued, Sizes, Sizes]:
         wish, world = self._wish, self._world
         self._tell(f"enrolling {wish.shops:,} shops")
-        ground = await world.open_round(wish.vouchers, rounds=2)
+        ground = await world.open_round(wish.vouchers, rounds=wish.rounds)
         self._market = await found_market(world, ground, wish.shops)
         self._till = await open_till(world, self._market)
         self._tell(f"filling the table: {wish.vouchers:,} vouchers")
@@ -97,7 +100,7 @@ class _Checkout(Bench[Wish]):
         self._tell("trying out")
         files = await self._till.sign(max(int(TRIAL_PER_S * self._wish.seconds), 1))
         phase = await self._send("trial", files)
-        await self._straight(max(phase.items, 10 * self._wish.clients), "trial of function")
+        await self._straight(TRIAL_CALLS * self._wish.clients, "trial of function", seconds=TRIAL_WITHIN_S)
         return max(int(phase.rate_per_s * self._wish.seconds * SPARE), 1)
 
     async def _pair(self, pair: int, each: int) -> None:
@@ -128,10 +131,10 @@ class _Checkout(Bench[Wish]):
         pids = self._stores() | {"redemption": self._redemption.pids, "generator": [self._generator.pid]}
         return self._course.add(await measured(name, pids, lambda: self._generator.ask(job, Told)))
 
-    async def _straight(self, each: int, name: str = "function") -> None:
-        count = min(each, int(FUNCTION_PER_S_MAX * self._wish.seconds))
-        wish, sales = self._wish, self._till.take(count)
-        job = Straight(kind="function", sales=sales, clients=wish.clients, seconds=wish.seconds)
+    async def _straight(self, each: int, name: str = "function", *, seconds: float | None = None) -> None:
+        wish = self._wish
+        sales = self._till.take(min(each, int(FUNCTION_PER_S_MAX * wish.seconds)))
+        job = Straight(kind="function", sales=sales, clients=wish.clients, seconds=seconds or wish.seconds)
         await self._ask_counter(name, job)
 
     async def _insert(self) -> None:

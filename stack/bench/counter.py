@@ -21,6 +21,7 @@ from kernel.ids import unpack_voucher_id
 from kernel.partitions import bucket_of
 from kernel.postgres import Pool, open_pool
 from kernel.settings import Settings
+from redemption.catalogue import oldest_id
 from redemption.ledger import Ledger, Use
 from redemption.numbers import Scope, body_hash, number
 from stack.bench.generator import Told
@@ -30,8 +31,6 @@ from stack.bench.sales import Market, Sales, read_shops, sales_of
 from stack.bench.schedule import latency
 
 PER_TRANSACTION = 500
-OLDEST = 0
-"""All rounds' numbers are remembered."""
 BOOKED = "DONE"
 COMMAND_TIMEOUT_S = 60.0
 
@@ -74,10 +73,11 @@ class _Count:
 async def redeem_one_by_one(pool: Pool, job: Straight) -> Told:
     """Each client books one sale after the other."""
     ledger, now = Ledger(pool), SystemClock().now()
+    oldest = await oldest_id(pool, now)
     waiting = iter(list(_uses(job.sales, now)))
 
     async def book(bucket: int, use: Use) -> list[str]:
-        return [outcome for outcome, *_ in await ledger.redeem([use], bucket, now, OLDEST)]
+        return [outcome for outcome, *_ in await ledger.redeem([use], bucket, now, oldest)]
 
     count = _Count()
     ends = perf_counter() + job.seconds
@@ -88,10 +88,11 @@ async def redeem_one_by_one(pool: Pool, job: Straight) -> Told:
 async def redeem_rest(pool: Pool, job: Straight) -> Told:
     """Books what nobody booked yet, batch after batch, each of one bucket."""
     ledger, now = Ledger(pool), SystemClock().now()
+    oldest = await oldest_id(pool, now)
     spent = await _spent(pool, job.sales.market) if job.seeks else frozenset()
 
     async def book(bucket: int, uses: Sequence[Use]) -> list[str]:
-        return [outcome for outcome, *_ in await ledger.redeem(uses, bucket, now, OLDEST)]
+        return [outcome for outcome, *_ in await ledger.redeem(uses, bucket, now, oldest)]
 
     count = _Count()
     left = ((bucket, use) for bucket, use in _uses(job.sales, now) if use.voucher_id not in spent)

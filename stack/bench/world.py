@@ -109,11 +109,12 @@ class World:
         """A campaign of its own with one open round of one stock. Workers that start later know it at once,
         those that run within a second or two.
 
-        `rounds` more than one: closed twins of it, whose numbers follow on.
+        `rounds` more than one: a campaign of weekly twins of which the open one is the middle one.
         """
         run_id = secrets.token_hex(4)
         campaign = _campaign(run_id, quantity, rounds)
-        only = campaign.rounds[0].stocks[0]
+        opened = campaign.rounds[_middle(rounds)]
+        [only] = opened.stocks
         async with self.connection("hanquan_operator") as conn:
             now = SystemClock().now()
             await load_city(conn, buckets=self.buckets, shards=1)
@@ -126,7 +127,7 @@ class World:
         return Ground(
             run_id=run_id,
             stock_id=only.stock_id,
-            round_no=loaded.round_nos[campaign.rounds[0].round_id],
+            round_no=loaded.round_nos[opened.round_id],
             quantity=quantity,
         )
 
@@ -252,13 +253,14 @@ async def open_world(folder: Path, *, buckets: int = BUCKETS) -> AsyncIterator[W
 
 
 def _campaign(run_id: str, quantity: int, rounds: int) -> Campaign:
-    """The model campaign cut down to rounds of one stock each, the first of them open; no caps."""
+    """The model campaign cut down to rounds of one stock each, the middle one open; no caps."""
     model = read_campaign(shipped_document(MODEL))
     if isinstance(model, Refused):
         raise StackError(f"the campaign {MODEL} that comes with Hanquan cannot be read")
     small = scaled(model, MODEL_ROUND, max(quantity, len(model.round(MODEL_ROUND).stocks)))
     campaign_id = f"bench-{run_id}"
-    made = tuple(_round(campaign_id, small.rounds[0], f"r{n:02}", quantity, n) for n in range(1, rounds + 1))
+    weeks = range(-_middle(rounds), rounds - _middle(rounds))
+    made = tuple(_round(campaign_id, small.rounds[0], f"r{n:02}", quantity, week) for n, week in enumerate(weeks, 1))
     return msgspec.structs.replace(
         small,
         campaign_id=campaign_id,
@@ -270,16 +272,18 @@ def _campaign(run_id: str, quantity: int, rounds: int) -> Campaign:
     )
 
 
-def _round(campaign_id: str, model: Round, round_id: str, quantity: int, place: int) -> Round:
+def _middle(rounds: int) -> int:
+    return (rounds - 1) // 2
+
+
+def _round(campaign_id: str, model: Round, round_id: str, quantity: int, week: int) -> Round:
     stock = model.stocks[0]
     stock = msgspec.structs.replace(
         stock,
         stock_id=stock_id_of(campaign_id, round_id, stock.partner_id, stock.category_id),
         quantity=quantity,
     )
-    opens_at = SystemClock().now().astimezone(CITY_ZONE) - timedelta(minutes=1)
-    if place > 1:
-        opens_at += timedelta(days=place)
+    opens_at = SystemClock().now().astimezone(CITY_ZONE) - timedelta(minutes=1) + timedelta(weeks=week)
     return msgspec.structs.replace(
         model,
         round_id=round_id,

@@ -130,9 +130,10 @@ def drain(
 def checkout(
     *,
     vouchers: Annotated[int, Parameter(validator=Number(gte=1_000, lte=50_000_000))] = 3_000_000,
+    rounds: Annotated[int, Parameter(validator=Number(gte=2, lte=100))] = 15,
     shops: Annotated[int, Parameter(validator=Number(gte=1, lte=100_000))] = 30_000,
     seconds: Seconds = 5.0,
-    connections: Connections = 128,
+    connections: Connections = 256,
     pairs: Few = 3,
     workers: Few = 1,
     buckets: Few = BUCKETS,
@@ -148,6 +149,8 @@ def checkout(
     ----------
     vouchers
         How many the table holds.
+    rounds
+        Weekly rounds of the campaign; the vouchers are of the middle one.
     shops
         Merchants, each with a till and its key.
     seconds
@@ -162,7 +165,13 @@ def checkout(
         Into how many the city is cut; what a stack has unless told.
     """
     wish = checkouts.Wish(
-        vouchers=vouchers, shops=shops, seconds=seconds, connections=connections, pairs=pairs, workers=workers
+        vouchers=vouchers,
+        rounds=rounds,
+        shops=shops,
+        seconds=seconds,
+        connections=connections,
+        pairs=pairs,
+        workers=workers,
     )
     return _bench(
         lambda world, tell: checkouts.bench_checkout(world, wish, tell), checkouts.REMARKS, json, buckets=buckets
