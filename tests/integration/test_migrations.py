@@ -9,6 +9,7 @@ import asyncpg
 import pytest
 
 import sql
+from kernel.postgres import Connection
 from sql.migrate import MIGRATIONS, MigrationRefused, ensure_roles, migrate, pending, read_migrations
 from stack.binaries import postgres_program
 from stack.child import run_once
@@ -72,6 +73,30 @@ async def test_new_migrations_are_applied_in_order(empty: stores.Database, folde
         (folder / "0003_third.sql").write_text("ALTER TABLE second ADD name text;\n")
         assert [one.name for one in await pending(connection, folder)] == ["third"]
         assert [one.name for one in await migrate(connection, folder)] == ["third"]
+
+
+async def test_rounds_that_are_open_already_are_vacuumed_as_new_ones(empty: stores.Database, tmp_path: Path) -> None:
+    for file in MIGRATIONS.glob("*.sql"):
+        if file.name < "0017":
+            (tmp_path / file.name).write_text(file.read_text())
+    async with empty.connection() as connection:
+        await migrate(connection, tmp_path)
+        await connection.execute("SELECT open_round_storage(1::smallint)")
+        assert set(await _options(connection)) == {None}
+        await migrate(connection)
+        await connection.execute("SELECT open_round_storage(2::smallint)")
+        options = await _options(connection)
+    assert len(options) == 12
+    assert {tuple(each or ()) for each in options} == {
+        ("autovacuum_vacuum_insert_scale_factor=1", "autovacuum_analyze_scale_factor=1")
+    }
+
+
+async def _options(connection: Connection) -> list[list[str] | None]:
+    rows = await connection.fetch(
+        "SELECT c.reloptions FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE c.relkind = 'r'"
+    )
+    return [row[0] for row in rows]
 
 
 async def test_a_changed_migration_is_refused(empty: stores.Database, folder: Path) -> None:
