@@ -1,6 +1,6 @@
 """Wiring of the claim service; the only place where its parts are put together."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from aiohttp import web
@@ -16,8 +16,9 @@ from issuer.soldout import SoldOut
 from issuer.stock import StockStore
 from kernel.clock import open_clock
 from kernel.codes import CodeBook
+from kernel.key_rows import KeyRows
 from kernel.keyring import Keyring
-from kernel.postgres import ACQUIRE_TIMEOUT_S, Pool, listening, open_pool
+from kernel.postgres import listening, open_pool
 from kernel.settings import Settings
 from kernel.till_codes import TillSeeds
 from kernel.valkey import open_valkey
@@ -39,8 +40,14 @@ async def make_app(settings: Settings) -> web.Application:
     codes = CodeBook(settings.code_keys)
     sold_out = SoldOut(readers)
     desk = ClaimDesk(store, codes, clock, signals, catalogue.shards, sold_out)
+    rows = KeyRows(pool, _keys["api_keys"], sql.digest_of(_keys["api_keys"]))
     keyring = Keyring(
-        lambda: _read_keys(pool), settings.master_key, clock, workers=settings.workers, on_over_quota=metrics.over_quota
+        lambda: _read_keys(rows),
+        settings.master_key,
+        clock,
+        read_digest=rows.digest,
+        workers=settings.workers,
+        on_over_quota=metrics.over_quota,
     )
     publisher = Publisher(readers, store, desk, clock, sold_out)
     metrics.waiting.set_function(lambda: desk.depth)
@@ -69,8 +76,7 @@ async def make_app(settings: Settings) -> web.Application:
     return app
 
 
-async def _read_keys(pool: Pool) -> list[dict[str, Any]]:
-    async with pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as conn:
-        rows = [dict(row) for row in await conn.fetch(_keys["api_keys"])]
+async def _read_keys(source: KeyRows) -> Sequence[Mapping[str, Any]]:
+    rows = await source.rows()
     metrics.name_partners({row["holder_no"]: row["holder_id"] for row in rows if row["holder_kind"] == "partner"})
     return rows

@@ -1,7 +1,6 @@
 """Wiring of the checkout service; the only place where its parts are put together."""
 
-from collections.abc import AsyncIterator, Mapping
-from typing import Any
+from collections.abc import AsyncIterator
 
 from aiohttp import web
 from prometheus_client import Gauge
@@ -10,9 +9,9 @@ import sql
 from antifraud.gate import SignalWriter
 from kernel.clock import open_clock
 from kernel.codes import CodeBook
+from kernel.key_rows import KeyRows
 from kernel.keyring import Keyring
 from kernel.postgres import ACQUIRE_TIMEOUT_S, Pool, listening, open_pool
-from kernel.refreshing import in_turns
 from kernel.settings import Settings
 from kernel.till_codes import TillSeeds
 from kernel.valkey import open_valkey
@@ -51,7 +50,8 @@ async def make_app(settings: Settings) -> web.Application:
     till = Till(ledger, catalogue, codes, till_codes, lockout, clock, signals)
     holds = HoldDesk(ledger, catalogue, codes, clock, signals)
     refunds = RefundDesk(ledger, catalogue, clock, signals)
-    keyring = Keyring(lambda: _read_keys(pool), settings.master_key, clock, reload_every_s=MERCHANTS_EVERY_S)
+    rows = KeyRows(pool, _keys["api_keys"], sql.digest_of(_keys["api_keys"]))
+    keyring = Keyring(rows.rows, settings.master_key, clock, read_digest=rows.digest, reload_every_s=MERCHANTS_EVERY_S)
     _depth.set_function(lambda: till.depth)
 
     async def resources(app: web.Application) -> AsyncIterator[None]:
@@ -94,8 +94,3 @@ async def make_app(settings: Settings) -> web.Application:
 async def _ready(pool: Pool) -> None:
     async with pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as conn:
         await conn.fetchval(_queries["ready"])
-
-
-async def _read_keys(pool: Pool) -> list[Mapping[str, Any]]:
-    async with pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as conn:
-        return [dict(row) async for row in in_turns(await conn.fetch(_keys["api_keys"]))]

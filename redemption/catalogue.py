@@ -1,7 +1,7 @@
 """Offers and merchants as the checkout keeps them in memory, read again every second or so."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime, timedelta
 from typing import Any, Self
@@ -17,28 +17,36 @@ from kernel.signing import Caller
 from redemption.offers import Merchant, Offer
 
 REFRESH_EVERY_S = 1.0
-MERCHANTS_EVERY_S = 60.0
-"""How often the merchants are read though nothing was heard of them."""
+MERCHANTS_EVERY_S = 10.0
+"""How often a worker looks whether merchants or keys changed, though nothing was heard of them."""
 REMEMBERED = timedelta(days=14)
 """How long after the last voucher of a round ran out the numbers that tills used for it stay theirs."""
 ROUND_SHIFT = PARTITION_BITS + SERIAL_BITS
 
 _queries = sql.load("checkout")
+_SHOPS = ("merchants", "stores")
+_digests = [sql.digest_of(_queries[each]) for each in _SHOPS]
 
 
 class Shops(msgspec.Struct, frozen=True):
-    """Every merchant by its number; once more, by terminal, where its store is of another kind or elsewhere."""
+    """Every merchant by its number; once more, by terminal, where its store is of another kind or elsewhere.
+    `digest` is another when they are."""
 
     merchants: Mapping[int, Merchant]
     stores: Mapping[int, Merchant]
+    digest: Sequence[str] = ()
 
     @classmethod
-    async def read(cls, conn: Connection, now: datetime) -> Self:
-        """Reads them. `now` says whose suspension is over."""
-        merchants, stores = [in_turns(await conn.fetch(_queries[each], now)) for each in ("merchants", "stores")]
+    async def read(cls, conn: Connection, now: datetime, known: Self | None = None) -> Self:
+        """Reads them; `known` again when nothing changed. `now` says whose suspension is over."""
+        digest = [await conn.fetchval(each, now) for each in _digests]
+        if known is not None and known.digest == digest:
+            return known
+        merchants, stores = [in_turns(await conn.fetch(_queries[each], now)) for each in _SHOPS]
         return cls(
             {row["merchant_no"]: _merchant(row) async for row in merchants},
             {row["terminal_no"]: _merchant(row) async for row in stores},
+            digest,
         )
 
     def knows(self, caller: Caller) -> bool:
@@ -72,14 +80,15 @@ class Catalogue(msgspec.Struct, frozen=True):
     oldest_id: int = 0
 
     @classmethod
-    async def read(cls, pool: Pool, now: datetime, shops: Shops | None = None) -> Self:
-        """Reads it; without the shops when they are given. `now` says whose suspension is over."""
+    async def read(cls, pool: Pool, now: datetime, known: Shops | None = None, *, look: bool = True) -> Self:
+        """Reads it; the shops that are known stay unless somebody is to `look` and finds that they changed.
+        `now` says whose suspension is over."""
         async with pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as conn:
             city = await conn.fetchrow(_queries["city"])
             offers = [Offer.of(dict(row)) for row in await conn.fetch(_queries["stocks"])]
             oldest = await oldest_id(conn, now)
             await conn.fetchval(_queries["analyze_young"])
-            shops = shops or await Shops.read(conn, now)
+            shops = known if known and not look else await Shops.read(conn, now, known)
         return cls(
             {offer.stock_no: offer for offer in offers},
             shops,
@@ -108,14 +117,14 @@ class LiveCatalogue:
         """Reads it again: the offers each time; the merchants, who may be tens of thousands, when it has heard of
         them or not read them for long."""
         loop_s = asyncio.get_running_loop().time()
-        known = None if self._merchants_due or loop_s >= self._merchants_until else self.current.shops
+        look = self._merchants_due or loop_s >= self._merchants_until
         self._merchants_due = False
         try:
-            self.current = await Catalogue.read(self._pool, self._clock.now(), known)
+            self.current = await Catalogue.read(self._pool, self._clock.now(), self.current.shops, look=look)
         except BaseException:
-            self._merchants_due |= known is None
+            self._merchants_due |= look
             raise
-        if known is None:
+        if look:
             self._merchants_until = loop_s + MERCHANTS_EVERY_S
 
     def kept_fresh(self) -> AbstractAsyncContextManager[None]:

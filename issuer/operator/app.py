@@ -1,7 +1,6 @@
 """Wiring of the operator service; the only place where its parts are put together."""
 
 from collections.abc import AsyncIterator
-from typing import Any
 
 from aiohttp import web
 
@@ -10,8 +9,9 @@ from antifraud.gate import GateLimits
 from issuer.operator import handlers
 from issuer.stock import StockStore
 from kernel.clock import open_clock
+from kernel.key_rows import KeyRows
 from kernel.keyring import Keyring
-from kernel.postgres import ACQUIRE_TIMEOUT_S, Pool, open_pool
+from kernel.postgres import open_pool
 from kernel.settings import Settings
 from kernel.valkey import open_valkey
 from kernel.web import KEYRING, READY_CHECKS, new_app
@@ -27,7 +27,8 @@ async def make_app(settings: Settings) -> web.Application:
     clock = open_clock(settings.clock_file)
     pool = await open_pool(settings.postgres_dsn, name="operator", command_timeout_s=COMMAND_TIMEOUT_S)
     valkey = open_valkey(settings.valkey_url, connections=32)
-    keyring = Keyring(lambda: _read_keys(pool), settings.master_key, clock)
+    rows = KeyRows(pool, _keys["api_keys"], sql.digest_of(_keys["api_keys"]))
+    keyring = Keyring(rows.rows, settings.master_key, clock, read_digest=rows.digest)
 
     async def resources(app: web.Application) -> AsyncIterator[None]:
         async with keyring.kept_fresh():
@@ -42,8 +43,3 @@ async def make_app(settings: Settings) -> web.Application:
     app.cleanup_ctx.append(resources)
     handlers.add_routes(app)
     return app
-
-
-async def _read_keys(pool: Pool) -> list[dict[str, Any]]:
-    async with pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as conn:
-        return [dict(row) for row in await conn.fetch(_keys["api_keys"])]
